@@ -1,0 +1,202 @@
+"""Weights into a backbone: whole or not at all, and a word about what was matched, resized and left out.
+
+The names in a file are compared with the backbone's under every prefix that occurs, so `module.`, `backbone.`, `encoder.`,
+`teacher.backbone.` and the like need no table. Only where no name agrees at all, and every shape and every last part of a name
+(`weight`, `bias`, `running_mean`, ...) does, are tensors taken by order.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from visiontune.backbones.files import read_weights
+from visiontune.errors import UserError, some
+
+# Not learned, or rebuilt by the model itself: a file may lack them.
+EXTRAS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+# Which of several equally fitting sets of tensors is meant: averaged weights are the better ones in every method that keeps them.
+PREFERRED = ("ema", "teacher", "momentum", "target")
+
+
+@dataclass
+class LoadReport:
+    """What `load_weights` did.
+
+    Attributes:
+        source: the file, and the place and prefix inside it.
+        matched: number of tensors taken.
+        resized: names of tensors that were interpolated or adapted, with both shapes.
+        ignored: names in the file that no part of the backbone wanted.
+        missing: names that stayed as they were; only with `partial`.
+        by_order: names did not agree and tensors were taken by their order.
+        layout: `"mae"` for files laid out as facebookresearch/mae's, else `"timm"`.
+    """
+
+    source: str
+    matched: int = 0
+    resized: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    by_order: bool = False
+    layout: str = "timm"
+
+    def lines(self) -> list[str]:
+        out = [f"{self.matched} tensors of the backbone loaded from {self.source}"]
+        if self.by_order:
+            out.append("no name agreed; taken by order, since every shape and kind of tensor agrees")
+        if self.resized:
+            out.append(f"resized: {some(self.resized)}")
+        if self.ignored:
+            out.append(f"ignored (not part of the backbone): {some(self.ignored)}")
+        if self.missing:
+            out.append(f"NOT LOADED, left at random (backbone.partial: true): {some(self.missing, 10)}")
+        return out
+
+
+def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -> LoadReport:
+    """Load a file or exported folder into a timm backbone.
+
+    All of the backbone's tensors except its classifier must be found. Position embeddings, patch and input-channel weights and
+    relative-position tables of another size are resized by timm's functions. With `partial`, what is missing or of another shape
+    stays as it was, and is listed.
+
+    Raises:
+        UserError: if the file cannot be read or does not hold this backbone; the model is then unchanged.
+    """
+    wanted = model.state_dict()
+    heads = _head_names(model)
+    body = {k: v for k, v in wanted.items() if not k.startswith(heads)}
+    sets = read_weights(path)
+
+    place, prefix, tensors = _best(sets, set(body))
+    report = LoadReport(source=str(path) + (f" at {place!r}" if place else "") + (f" under {prefix!r}" if prefix else ""))
+    named = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    if {"mask_token", "decoder_pred.weight"} <= named.keys():
+        report.layout = "mae"
+
+    if not body.keys() & named.keys():
+        ordered = _by_order(sets, body)
+        if ordered is None:
+            raise UserError(_no_fit(path, model, body, tensors))
+        named, report.by_order = ordered, True
+
+    found: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    for name, target in body.items():
+        if name not in named:
+            if not name.endswith(EXTRAS):
+                report.missing.append(name)
+            continue
+        value = named[name]
+        if value.shape != target.shape:
+            resized = _resize(model, name, value, target)
+            if resized is None:
+                wrong.append(f"{name} {tuple(value.shape)} (needed {tuple(target.shape)})")
+                continue
+            report.resized.append(f"{name} {tuple(value.shape)} -> {tuple(target.shape)}")
+            value = resized
+        found[name] = value
+
+    rest = [k for k in named if k not in wanted]
+    own = {k.split(".", 1)[0] for k in body}
+    deeper = [k for k in rest if k.split(".", 1)[0] in own and not k.endswith(EXTRAS) and not k.startswith(heads)]
+    if (report.missing or wrong or deeper) and not partial:
+        raise UserError(_misfit(path, model, report.missing, wrong, deeper, len(found)))
+    report.missing += wrong
+    report.ignored = rest + [k for k in tensors if not k.startswith(prefix)] + [k for k in named if k.startswith(heads)]
+    report.matched = len(found)
+    model.load_state_dict(found, strict=False)
+    return report
+
+
+def _head_names(model: nn.Module) -> tuple[str, ...]:
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    names = (names,) if isinstance(names, str) else tuple(names)
+    return tuple(n + "." for n in names)
+
+
+def _best(sets: list[tuple[str, dict[str, Tensor]]], body: set[str]) -> tuple[str, str, dict[str, Tensor]]:
+    """The set of tensors and the prefix under which most of the backbone's names occur."""
+    ranked: list[tuple[int, int, int]] = []
+    prefixes: list[list[str]] = []
+    for i, (place, tensors) in enumerate(sets):
+        hits: Counter[str] = Counter()
+        for key in tensors:
+            parts = key.split(".")
+            for j in range(len(parts)):
+                if ".".join(parts[j:]) in body:
+                    hits["".join(p + "." for p in parts[:j])] += 1
+        prefixes.append(list(hits))
+        for j, (prefix, count) in enumerate(hits.items()):
+            preferred = any(word in f"{place}.{prefix}".lower() for word in PREFERRED)
+            ranked.append((count * 2 + preferred, -i, -j))
+    if not ranked:
+        largest = max(range(len(sets)), key=lambda i: len(sets[i][1]))
+        return sets[largest][0], "", sets[largest][1]
+    _, i, j = max(ranked)
+    return sets[-i][0], prefixes[-i][-j], sets[-i][1]
+
+
+def _by_order(sets: list[tuple[str, dict[str, Tensor]]], body: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    learned = {k: v for k, v in body.items() if not k.endswith(EXTRAS)}
+    for _, tensors in sets:
+        given = [(k, v) for k, v in tensors.items() if not k.endswith(EXTRAS)]
+        if not 0 <= len(given) - len(learned) <= 2:  # a classifier's weight and bias may follow
+            continue
+        pairs = list(zip(learned.items(), given, strict=False))
+        if all(a.shape == b.shape and n.rsplit(".")[-1] == m.rsplit(".")[-1] for (n, a), (m, b) in pairs):
+            return {n: b for (n, _), (_, b) in pairs}
+    return None
+
+
+def _resize(model: nn.Module, name: str, value: Tensor, target: Tensor) -> Tensor | None:
+    """`value` brought to the shape of `target` where timm knows how, else None."""
+    if name.endswith("pos_embed") and value.ndim == 3 and value.shape[-1] == target.shape[-1]:
+        prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
+        side = int((value.shape[1] - prefix) ** 0.5)
+        if side * side != value.shape[1] - prefix:
+            return None
+        grid = model.patch_embed.grid_size
+        return resample_abs_pos_embed(value, list(grid), old_size=[side, side], num_prefix_tokens=prefix)
+    if name.endswith("relative_position_bias_table"):
+        window = model.get_submodule(name.rpartition(".")[0]).window_size
+        return resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(target.shape))
+    if value.ndim == 4 and value.shape[0] == target.shape[0]:
+        if value.shape[2:] != target.shape[2:] and value.shape[1] == target.shape[1] and name.startswith("patch_embed"):
+            return resample_patch_embed(value, list(target.shape[2:]))
+        if value.shape[2:] == target.shape[2:] and value.shape[1] == 3:
+            return adapt_input_conv(target.shape[1], value)
+    return None
+
+
+def _no_fit(path: str | Path, model: nn.Module, body: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    return (
+        f"backbone.weights: {path} is not of this backbone ({_name(model)}): no name agrees; it holds {some(tensors, 3)}; "
+        f"needed {some(body, 3)}. Give the backbone that the file was made with as backbone.name (and its backbone.args)"
+    )
+
+
+def _misfit(path: str | Path, model: nn.Module, missing: list[str], wrong: list[str], deeper: list[str], fits: int) -> str:
+    parts = [f"{fits} tensors fit"]
+    if missing:
+        parts.append(f"{len(missing)} are not in the file: {some(missing, 3)}")
+    if wrong:
+        parts.append(f"{len(wrong)} have another shape: {some(wrong, 3)}")
+    if deeper:
+        parts.append(f"{len(deeper)} of the file have no place: {some(deeper, 3)}")
+    return (
+        f"backbone.weights: {path} does not hold this backbone whole ({_name(model)}): {'; '.join(parts)}. "
+        "Give the backbone that the file was made with as backbone.name (and its backbone.args), "
+        "or set backbone.partial: true to load what fits"
+    )
+
+
+def _name(model: nn.Module) -> str:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return cfg.get("architecture", type(model).__name__)
+
+

@@ -1,0 +1,1 @@
+"""What watches a run: checkpoints, progress, metrics, pictures, probes."""

@@ -1,0 +1,116 @@
+"""Checkpoints that lose nothing, and a resumed run that meets the unbroken one's numbers.
+
+Three parts make that exact: the position is the number of optimiser steps (the data's order and Lightning's counters are computed
+from it), every random generator is seeded anew from (seed, step, rank) before each batch, and everything else is in the checkpoint.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class Reseed(L.Callback):
+    """Seeds torch, numpy and random from (seed, batch, rank) before each batch: masks, drop path and mixup then resume by themselves."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        part = batch_idx % trainer.accumulate_grad_batches
+        mixed = np.random.SeedSequence((self.seed, trainer.global_step, part, trainer.global_rank)).generate_state(2)
+        torch.manual_seed(int(mixed[0]))
+        np.random.seed(int(mixed[1]))
+        random.seed(int(mixed[1]))
+
+
+class Checkpoints(Checkpoint):
+    """`last.ckpt` at every epoch's end, at SIGTERM and every few minutes; `best.ckpt` where the monitored metric was best so far.
+
+    A file is written beside and renamed, so a kill leaves the old one whole. The best score travels in the checkpoint: a resumed run
+    never overwrites a better one.
+
+    Args:
+        folder: where they go.
+        steps_per_epoch: optimiser steps.
+        minutes: between checkpoints within an epoch.
+        monitor: metric of which the highest is best; None keeps `last.ckpt` alone.
+        say: where to tell.
+    """
+
+    def __init__(
+        self, folder: Path, *, steps_per_epoch: int, minutes: float, monitor: str | None, say: Callable[[str], None]
+    ) -> None:
+        self.folder, self.steps_per_epoch, self.seconds, self.monitor, self.say = folder, steps_per_epoch, minutes * 60, monitor, say
+        self.best: float | None = None
+        self.best_step = 0
+        self._saved = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        inside = trainer.global_step % self.steps_per_epoch != 0  # an epoch's end has its own checkpoint, after validation
+        if not whole or not inside:
+            return
+        due = time.monotonic() - self._saved > self.seconds
+        if trainer.strategy.broadcast(due) if trainer.world_size > 1 else due:
+            self._save(trainer, "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        if score is not None and (self.best is None or float(score) > self.best):
+            self.best, self.best_step = float(score), trainer.global_step
+            self._save(trainer, "best.ckpt")
+        self._save(trainer, "last.ckpt")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException) and trainer.global_step > 0:
+            self._save(trainer, "last.ckpt")
+            self.say(f"stopped by SIGTERM at step {trainer.global_step}, checkpoint saved")
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = self.folder / f".{name}.tmp"
+        trainer.save_checkpoint(beside)
+        if trainer.is_global_zero:
+            os.replace(beside, self.folder / name)
+        trainer.strategy.barrier("checkpoint")
+        self._saved = time.monotonic()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Lightning's own counters say what it had fetched and half done; write what the step count says instead."""
+        step = checkpoint["global_step"]
+        place_counters(checkpoint["loops"]["fit_loop"], step, self.steps_per_epoch, trainer.accumulate_grad_batches)
+
+
+def place_counters(fit_loop: dict[str, Any], step: int, steps_per_epoch: int, accumulate: int) -> None:
+    """Set the counters of Lightning's fit loop to "`step` optimiser steps done, nothing else begun", for any number of devices."""
+    epoch, inside = divmod(step, steps_per_epoch)
+    batches = inside * accumulate
+    began = epoch + (1 if inside else 0)
+    fit_loop["epoch_progress"]["total"].update(ready=began, started=began, processed=epoch, completed=epoch)
+    fit_loop["epoch_progress"]["current"].update(ready=began, started=began, processed=epoch, completed=epoch)
+    every = step * accumulate
+    progress = fit_loop["epoch_loop.batch_progress"]
+    progress["total"].update(ready=every, started=every, processed=every, completed=every)
+    progress["current"].update(ready=batches, started=batches, processed=batches, completed=batches)
+    progress["is_last_batch"] = False
+    # At an epoch's start Lightning takes the last epoch's validation for pending, skips it, and counts that as a step.
+    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step if inside else step - 1
+    optimizer = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for counter in optimizer.values():
+        counter["total"].update({k: step for k in counter["total"]})
+        counter["current"].update({k: inside for k in counter["current"]})

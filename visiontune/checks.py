@@ -1,0 +1,49 @@
+"""What types cannot say of a recipe, found before any data or GPU is touched: folders without pictures, unknown backbones."""
+
+import os
+from typing import Any
+
+from visiontune.data.folder import SUFFIXES, missing_folder
+from visiontune.data.sample import SAMPLES
+from visiontune.errors import near, some
+
+Found = list[tuple[str, str]]
+
+
+def check_folders(raw: dict[str, Any]) -> Found:
+    """Folders that are missing or hold no picture; looks until it meets the first one."""
+    found: Found = []
+    labelled = raw.get("task") == "classify"
+    for section, key in (("data", "train"), ("data", "val"), ("probe", "train"), ("probe", "val")):
+        settings = raw.get(section)
+        folder = settings.get(key) if isinstance(settings, dict) else None
+        if not isinstance(folder, str):
+            continue
+        name = f"{section}.{key}"
+        if folder.startswith("sample:"):
+            short = folder.removeprefix("sample:")
+            if short not in SAMPLES:
+                found.append((name, f"got {folder!r}; allowed samples: sample:{', sample:'.join(SAMPLES)}{near(short, SAMPLES)}"))
+        elif not os.path.isdir(folder):
+            found.append((name, missing_folder(name, folder).removeprefix(f"{name}: ")))
+        elif not any(f.lower().endswith(SUFFIXES) for _, _, files in os.walk(folder, followlinks=True) for f in files):
+            there = sorted(os.listdir(folder))
+            found.append((name, f"no picture in {folder}; it {'holds ' + some(there) if there else 'is empty'}"))
+        elif (labelled or section == "probe") and sum(e.is_dir() for e in os.scandir(folder)) < 2:
+            found.append((name, f"{folder} has no class folders; labelled pictures lie in one sub-folder a class"))
+    data = raw.get("data")
+    if isinstance(data, dict) and data.get("labels_fraction") is not None and data.get("labels_per_class") is not None:
+        found.append(("data.labels_per_class", "stands beside data.labels_fraction; give one of them"))
+    return found
+
+
+def check_backbone(raw: dict[str, Any]) -> Found:
+    """A backbone's name that timm does not know. Imports timm."""
+    from visiontune.backbones import check_name
+
+    backbone = raw.get("backbone")
+    name = backbone.get("name") if isinstance(backbone, dict) else None
+    if not isinstance(name, str):
+        return []
+    problem = check_name(name)
+    return [("backbone.name", f"got {name!r}; {problem}")] if problem else []

@@ -1,0 +1,1 @@
+"""Pictures from folders to the device: listing, order, decoding, views, loaders."""

@@ -1,0 +1,23 @@
+"""What a user did that cannot work. The commands print these as one sentence each and exit with status 2, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told as: what, where, got, allowed or near, what to do next."""
+
+
+def near(word: str, allowed: Iterable[str]) -> str:
+    """`"; did you mean 'weight_decay'?"` or nothing, for the end of an error sentence."""
+    close = difflib.get_close_matches(word, list(allowed), n=3, cutoff=0.6)
+    if not close:
+        return ""
+    return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+
+
+def some(items: Iterable[object], limit: int = 5) -> str:
+    """A list for an error sentence, cut after `limit` with a word about the rest."""
+    listed = [str(i) for i in items]
+    text = ", ".join(listed[:limit])
+    return text + (f", ... ({len(listed) - limit} more)" if len(listed) > limit else "")

@@ -1,0 +1,7 @@
+"""How good an embedding is, without tuning the backbone."""
+
+from visiontune.evaluate.embed import embed_all
+from visiontune.evaluate.knn import knn_predict
+from visiontune.evaluate.linear import linear_probe
+
+__all__ = ["embed_all", "knn_predict", "linear_probe"]

@@ -1,0 +1,71 @@
+"""Weights to use elsewhere: a folder that plain timm loads, `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+The files hold no time, path or name of the run: the same training gives the same bytes.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from visiontune.backbones import Spec
+
+
+def save_timm_folder(
+    model: nn.Module,
+    folder: Path,
+    spec: Spec,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_classes: int = 0,
+    class_names: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> None:
+    """Write `model.safetensors` and `config.json`.
+
+    Args:
+        model: a timm module.
+        folder: made if missing.
+        spec: how the module was made.
+        mean: that its pictures are normalised with; likewise `std`.
+        num_classes: outputs of its classifier; 0 for a backbone.
+        class_names: in the order of the outputs.
+        without: prefixes of tensors to leave out (a classifier).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if not name.startswith(tuple(without))
+    }
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(timm_config(model, spec, mean, std, num_classes, class_names), indent=2) + "\n")
+
+
+def timm_config(
+    model: nn.Module, spec: Spec, mean: Sequence[float], std: Sequence[float], num_classes: int, class_names: Sequence[str]
+) -> dict[str, Any]:
+    cfg = getattr(model, "pretrained_cfg", {})
+    size = [spec.image_size] * 2 if isinstance(spec.image_size, int) else list(spec.image_size)
+    keep = ("interpolation", "first_conv", "classifier", "fixed_input_size", "pool_size")
+    config: dict[str, Any] = {
+        "architecture": spec.name,
+        "num_classes": num_classes,
+        "num_features": getattr(model, "num_features", None),
+        "global_pool": spec.args.get("global_pool"),
+        "model_args": dict(spec.args) | ({"in_chans": spec.channels} if spec.channels != 3 else {}),
+        "pretrained_cfg": {k: cfg[k] for k in keep if cfg.get(k) is not None}
+        | {"input_size": [spec.channels, *size], "crop_pct": 1.0, "crop_mode": "center", "num_classes": num_classes}
+        | {"mean": [round(float(m), 6) for m in mean], "std": [round(float(s), 6) for s in std]},
+    }
+    if class_names:
+        config["label_names"] = list(class_names)
+    return {k: v for k, v in config.items() if v not in (None, {})}
+
+
+def image_statistics(module: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation buffers of one of our modules, as lists."""
+    return torch.as_tensor(module.mean).flatten().tolist(), torch.as_tensor(module.std).flatten().tolist()

@@ -1,0 +1,121 @@
+"""The two ends of a run: quiet libraries and a first look at the pictures; weights and figures to keep."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visiontune.build import Tables
+from visiontune.callbacks.checkpoints import Checkpoints
+from visiontune.callbacks.probe import Probe
+from visiontune.callbacks.progress import Cost
+from visiontune.data.datamodule import PictureData
+from visiontune.data.decode import BrokenPicture, read_picture
+from visiontune.data.views import CenterCrop
+from visiontune.export import image_statistics, save_timm_folder
+from visiontune.finetune.classify import Classifier
+from visiontune.module import Module
+from visiontune.recipe import PretrainRecipe, Recipe
+from visiontune.run import Run
+
+
+def silence() -> None:
+    """Lightning's tips and advice that does not apply here; its warnings of other kinds stay."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        ".*does not have many workers.*",  # the number of workers is ours, with a reason
+        ".*ended before the epoch ended and your dataloader is.*",  # our order resumes by the step
+        ".*is smaller than the logging interval.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone is
+        ".*Checkpoint directory .* exists.*",
+        ".*`weights_only` was not set.*",
+        ".*Please use the new API settings to control TF32.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # torch's own deprecation inside Lightning
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def first_pictures(data: PictureData, count: int, *, clean: bool) -> Any:
+    """The first readable training pictures, spread over the folder: `(count, 3, H, W)` uint8, or rows of them whole and augmented."""
+    size = data.train_transform.size  # type: ignore[attr-defined]
+    whole = CenterCrop(size)
+    rng = np.random.default_rng(data.seed)
+    kept, rows = [], []
+    n = len(data.train)
+    for start in range(0, n, max(1, n // count)):
+        try:
+            picture = read_picture(data.train.path(start))
+        except BrokenPicture:
+            continue
+        kept.append(whole(picture, rng)[0])
+        rows.append([] if clean else data.train_transform(picture, rng))
+        if len(kept) == count:
+            break
+    if not kept:
+        kept = [np.zeros((*size, 3), dtype=np.uint8)]
+    pictures = _stack(kept)
+    if clean:
+        return pictures
+    names = ["augmented"] if len(rows[0]) == 1 else [f"view {i + 1}" for i in range(len(rows[0]))]
+    views = {name: _stack(list(view)) for name, view in zip(names, zip(*rows, strict=True), strict=True)}
+    return {name: x.float() / 255 for name, x in {"picture": pictures, **views}.items()}
+
+
+def _stack(pictures: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def export_weights(module: Module, run: Run, *, best: Path | None) -> None:
+    """`weights/backbone`, and `weights/model` where there is a head: of the best checkpoint by the validation metric, else the last."""
+    if best is not None:
+        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=False)["state_dict"])
+    mean, std = image_statistics(module)
+    backbone = module.backbone
+    heads = backbone.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    save_timm_folder(backbone, run.backbone, module.spec, mean=mean, std=std, without=[f"{h}." for h in heads])
+    if isinstance(module, Classifier):
+        names = module.class_names
+        save_timm_folder(backbone, run.model, module.spec, mean=mean, std=std, num_classes=len(names), class_names=names)
+
+
+def result_of(
+    recipe: Recipe, module: Module, tables: Tables, trainer: Any, checkpoints: Checkpoints, probe: Probe | None, cost: Cost, memory: int
+) -> dict[str, Any]:
+    """The content of `result.json`."""
+    seen = trainer.global_step * recipe.data.batch_size
+    result: dict[str, Any] = {"task": recipe.task}
+    start = recipe.backbone.weights
+    origin = "random weights" if start == "random" else "timm's weights" if start == "timm" else f"the weights of {_origin(start)}"
+    if isinstance(recipe, PretrainRecipe):
+        result["what"] = f"{recipe.method.name} pretraining of {recipe.backbone.name} from {origin}, {recipe.epochs} epochs"
+    else:
+        tuned = "classifier" if recipe.tune == "head" else "fine-tuning"
+        result["what"] = f"{tuned} on {len(tables.train)} labels, {recipe.backbone.name} from {origin}, {recipe.epochs} epochs"
+    if checkpoints.best is not None:
+        result |= {"top1": checkpoints.best, "best_step": checkpoints.best_step, "val_pictures": len(tables.val or ())}
+    if probe is not None:
+        result |= probe.latest | {f"{k}_start": v for k, v in probe.start.items()}
+    if (loss := trainer.callback_metrics.get("train/loss")) is not None:
+        result["loss"] = float(loss)
+    result |= {
+        "seconds": round(cost.seconds, 2),
+        "images_seen": seen,
+        "images_per_second": round(seen / cost.seconds, 1) if cost.seconds else 0.0,
+        "peak_memory_bytes": memory,
+        "parameters": sum(p.numel() for p in module.backbone.parameters()),
+    }
+    return result
+
+
+def _origin(path: str) -> str:
+    """A run's name for its `weights/backbone`, else the file's."""
+    parts = Path(path).parts
+    return parts[-3] if parts[-2:] == ("weights", "backbone") else parts[-1]

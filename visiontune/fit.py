@@ -1,0 +1,196 @@
+"""The whole run, read top to bottom.
+
+    python -m visiontune.fit RECIPE [key=value ...] [--out RUN] [--dry-run]
+    python -m visiontune.fit --resume RUN [data.workers=... trainer.devices=...]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch, Lightning and pydantic come when they are needed: --help is instant
+    from visiontune.recipe import Recipe
+    from visiontune.run import Run
+
+RESUMABLE = (
+    "data.workers", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator",
+    "trainer.accumulate_grad_batches", "checkpoint_minutes",
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0 done, 2 a mistake of the user's, 130 and 143 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m visiontune.fit", description="Train what a recipe says: pretraining, fine-tuning, or both in stages."
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe (quickstart, pretrain/mae)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the recipe's, e.g. optim.lr=1e-3 epochs=10")
+    parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/RECIPE); must be new or empty")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, train nothing")
+    args = parser.parse_intermixed_args(argv)
+
+    from visiontune.errors import UserError
+
+    try:
+        if args.resume:
+            overrides = ([args.recipe] if args.recipe else []) + args.overrides
+            return resume(args.resume, overrides, dry_run=args.dry_run)
+        if not args.recipe:
+            parser.print_usage(sys.stderr)
+            print(f"fit: expected a recipe, e.g. `{parser.prog} quickstart`", file=sys.stderr)
+            return 2
+        return start(args.recipe, args.overrides, out=args.out, dry_run=args.dry_run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; go on with `python -m visiontune.fit --resume RUN`", file=sys.stderr)
+        return 130
+
+
+def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool) -> int:
+    """A new run from a recipe."""
+    from visiontune.checks import check_backbone, check_folders
+    from visiontune.jobs import run_stages
+    from visiontune.recipe import load_recipe
+    from visiontune.run import Run
+
+    loaded = load_recipe(name, overrides, checks=[check_folders, check_backbone])
+    folder = out or f"runs/{loaded.name}"
+    if dry_run:
+        for stage, recipe in loaded.stages.items():
+            print(f"--- {stage or loaded.name}")
+            print("\n".join(plan(recipe)))
+        print(f"dry run: the recipe is sound; without --dry-run it would be run in {Path(folder).absolute()}")
+        return 0
+    run = Run.create(folder)
+    print(f"run folder: {run.folder}", flush=True)
+    if loaded.staged:
+        return run_stages(run, loaded)
+    run.save_recipe(loaded.single)
+    return fit(run, loaded.single)
+
+
+def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
+    """Go on with a run, from its last checkpoint (or from the beginning, if it broke off before the first)."""
+    from visiontune.errors import UserError, near
+    from visiontune.jobs import resume_stages
+    from visiontune.run import Run
+
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key not in RESUMABLE:
+            raise UserError(
+                f"{key}: a resumed run keeps its recipe; allowed to change: {', '.join(RESUMABLE)}{near(key, RESUMABLE)}. "
+                f"To train anew from its weights: python -m visiontune.fit RECIPE backbone.weights={folder}"
+            )
+    run = Run.open(folder)
+    if run.finished:
+        raise UserError(
+            f"--resume: {run.folder} is finished. To train anew from its weights: "
+            f"python -m visiontune.fit RECIPE backbone.weights={folder} --out NEW_RUN"
+        )
+    if run.stage_runs():
+        return resume_stages(run, overrides)
+    recipe = run.recipe(list(overrides))
+    if dry_run:
+        print("\n".join(plan(recipe)))
+        return 0
+    print(f"run folder: {run.folder}", flush=True)
+    return fit(run, recipe)
+
+
+def plan(recipe: "Recipe") -> list[str]:
+    """What a run would do, in words. Builds everything but the Trainer."""
+    from visiontune import build
+
+    if recipe.backbone.weights.startswith("stage:"):
+        return [f"{recipe.task} from the backbone of stage {recipe.backbone.weights.removeprefix('stage:')}"]
+    tables = build.find_pictures(recipe)
+    derived, notes = build.derive(recipe, tables, processes=1)
+    _, loaded = build.make_module(derived, tables)
+    return tables.notes + notes + loaded
+
+
+def fit(run: "Run", recipe: "Recipe") -> int:
+    """Train one recipe in its run folder, export the weights, write the report."""
+    import lightning as L
+
+    from visiontune import build
+    from visiontune.callbacks.checkpoints import Checkpoints, Reseed
+    from visiontune.callbacks.metrics import MetricsCsv, ResumeMetrics
+    from visiontune.callbacks.pictures import Pictures
+    from visiontune.callbacks.probe import Probe
+    from visiontune.callbacks.progress import Cost, peak_memory_bytes, progress_callbacks
+    from visiontune.finish import export_weights, first_pictures, result_of, silence
+    from visiontune.report import figures, page
+    from visiontune.run import environment
+
+    silence()
+    resumed = run.last.is_file()
+
+    # ---------------------------------------------------------------- pictures, and the numbers that the recipe leaves open
+    tables = build.find_pictures(recipe)
+    recipe, derived = build.derive(recipe, tables, build.processes_here(recipe))
+    module, loaded = build.make_module(recipe, tables, resumed=resumed)
+    notes = [*tables.notes, *derived, *loaded]
+    if not resumed:
+        run.save_recipe(recipe, header=notes)
+    run.say("\n".join(notes))
+    data = build.make_data(recipe, tables, run.broken_file)
+    steps, epochs = data.steps_per_epoch, recipe.epochs
+
+    # ---------------------------------------------------------------- what watches the run
+    metrics = MetricsCsv(run.metrics_file)
+    cost = Cost()
+    checkpoints = Checkpoints(
+        run.last.parent,
+        steps_per_epoch=steps,
+        minutes=recipe.checkpoint_minutes,
+        monitor="val/top1" if recipe.task == "classify" else None,
+        say=run.say,
+    )
+    callbacks: list[L.Callback] = [Reseed(recipe.seed), ResumeMetrics(metrics), cost, checkpoints]
+    callbacks += progress_callbacks(run.say, total_steps=steps * epochs, steps_per_epoch=steps, batch_size=recipe.data.batch_size)
+    callbacks.append(Pictures(first_pictures(data, 8, clean=True), run.pictures, epochs=epochs, draw=figures.picture_rows))
+    probe = None
+    if recipe.task == "pretrain" and recipe.probe and tables.probe:
+        loaders = [build.clean_loader(recipe, t, recipe.probe.batch_size) for t in tables.probe]
+        probe = Probe(*loaders, every=recipe.probe.every, epochs=epochs, seed=recipe.seed, say=run.say)
+        callbacks.insert(0, probe)
+
+    # ---------------------------------------------------------------- train
+    trainer = build.make_trainer(recipe, run.folder, callbacks=callbacks, loggers=[metrics, *build.tensorboard(run.folder)])
+    build.check_split(recipe, trainer)
+    run.save_environment(environment())
+    if resumed:
+        run.say(f"resumed from {run.last}")
+    elif trainer.is_global_zero:
+        figures.picture_rows(first_pictures(data, 8, clean=False), run.pictures / "views.png")
+    try:
+        trainer.fit(module, data, ckpt_path=str(run.last) if resumed else None, weights_only=False if resumed else None)
+    except SystemExit:
+        run.say(f"go on with it by: python -m visiontune.fit --resume {run.folder}")
+        return 143
+    if not trainer.is_global_zero:
+        return 0
+
+    # ---------------------------------------------------------------- what it leaves
+    export_weights(module, run, best=run.best if checkpoints.best is not None else None)
+    result = result_of(recipe, module, tables, trainer, checkpoints, probe, cost, peak_memory_bytes())
+    run.save_result(result)
+    page.write_report(run, notes, environment(), steps_per_epoch=steps)
+    run.say(page.summary(result))
+    run.say(f"report: {run.report_file}\nrun folder: {run.folder}")
+    return 0
+
+
+def command_line() -> Any:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    command_line()

@@ -1,0 +1,1 @@
+"""What sits on a backbone."""

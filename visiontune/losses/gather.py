@@ -1,0 +1,34 @@
+"""Rows of every process, with the right gradient."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:  # type: ignore[override]
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        # Every process used these rows in a loss of its own: a row's gradient is the sum over all of them. DistributedDataParallel
+        # then divides by the number of processes, which turns the sum of the local losses into their mean. Leaving the sum out, or
+        # taking it with the local loss divided as well, is wrong by a factor of the world size.
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        B = grad.shape[0] // dist.get_world_size()
+        return grad[dist.get_rank() * B : (dist.get_rank() + 1) * B]
+
+
+def gather_with_grad(rows: Tensor) -> Tensor:
+    """`(B, D)` on each process -> `(world_size * B, D)` in the order of ranks; unchanged without `torch.distributed`.
+
+    B must be the same on every process. The gradient sums what all processes did with the rows.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return _AllGather.apply(rows)
+    return rows

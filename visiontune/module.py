@@ -1,0 +1,181 @@
+"""The one base over LightningModule: pictures in, an embedding out, an optimiser from flat arguments, metrics without host waits.
+
+B pictures, V views, C channels, D width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from visiontune import backbones, optim
+from visiontune.errors import UserError
+
+
+class Module(L.LightningModule):
+    """Base of every method and of the fine-tuning modules. Subclasses write `training_step`.
+
+    Args:
+        backbone: timm's name, or a timm module of your own.
+        weights: `"random"`, `"timm"` (fetched), a weights file or an exported folder; loaded whole or not at all.
+        image_size: pixels of a side, or `(height, width)`.
+        channels: channels of the pictures.
+        backbone_args: more arguments for `timm.create_model`.
+        mean: of each channel in [0, 1], for uint8 pictures; None takes timm's of this backbone.
+        std: likewise.
+        optimizer: `adamw`, `adam`, `sgd` or `lars`; None takes the method's own, as for the next three.
+        lr: learning rate as it is applied, not scaled by the batch.
+        weight_decay: of weights with more than one dimension.
+        betas: of Adam.
+        momentum: of SGD and LARS.
+        warmup_steps: optimiser steps of linear warm-up; None takes a tenth of all steps.
+        total_steps: optimiser steps of the whole run; None asks the Trainer.
+        min_lr_factor: what the cosine ends at, as a share of `lr`.
+        layer_decay: factor of the learning rate from each layer to the one below it.
+        clip: largest norm of the gradient; None leaves it alone.
+
+    Batches: uint8 is divided by 255 and normalised with `mean` and `std`; float is taken as normalised. `(B, C, H, W)`, or a list:
+    one whose tensors are all 4-D is a list of views, otherwise its first element is the pictures and its second the labels.
+    """
+
+    OPTIM: ClassVar[dict[str, Any]] = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        weights: str = "random",
+        image_size: int | Sequence[int] | None = None,
+        channels: int = 3,
+        num_classes: int = 0,
+        backbone_args: dict[str, Any] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        optimizer: str | None = None,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        betas: Sequence[float] | None = None,
+        momentum: float | None = None,
+        warmup_steps: int | None = None,
+        total_steps: int | None = None,
+        min_lr_factor: float = 0.0,
+        layer_decay: float | None = None,
+        clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        if backbone is None:
+            raise UserError("backbone: this checkpoint was made with a module of your own; give it again: load_from_checkpoint(path, backbone=...)")
+        # A module cannot be a hyperparameter: it is left out and asked for again. Weights are in the checkpoint by then.
+        self.save_hyperparameters(ignore=["weights"] + ([] if isinstance(backbone, str) else ["backbone"]))
+        size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
+        if isinstance(backbone, str):
+            backbone = backbones.create(
+                backbone, image_size=size, channels=channels, num_classes=num_classes, pretrained=weights == "timm", args=backbone_args
+            )
+        self.backbone = backbone
+        self.spec = backbones.spec_of(backbone)
+        if weights not in ("random", "timm"):
+            backbones.load_weights(backbone, weights)
+        face = backbones.describe(backbone, size or self.spec.image_size, self.spec.channels)
+        self.face = face
+        if len(face.strides) > 1:  # convolutions are faster so, on CPU and GPU
+            self.backbone.to(memory_format=torch.channels_last)
+
+        cfg = getattr(backbone, "pretrained_cfg", None) or {}
+        for name, given in (("mean", mean), ("std", std)):
+            values = given if given is not None else cfg.get(name, (0.5,) * channels)
+            if len(values) != channels:
+                values = [sum(values) / len(values)] * channels
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, channels, 1, 1))
+
+        own = dict(Module.OPTIM, betas=(0.9, 0.999), momentum=0.9) | self.OPTIM
+        self.optimizer_name: str = optimizer or own["name"]
+        self.lr: float = own["lr"] if lr is None else lr
+        self.weight_decay: float = own["weight_decay"] if weight_decay is None else weight_decay
+        self.betas = tuple(betas or own["betas"])
+        self.momentum: float = own["momentum"] if momentum is None else momentum
+        self.warmup_steps, self.total_steps, self.min_lr_factor = warmup_steps, total_steps, min_lr_factor
+        self.layer_decay, self.clip = layer_decay, clip
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
+
+    # ---------------------------------------------------------------- pictures in
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 `(B, C, H, W)` -> float, normalised; float passes through."""
+        if images.dtype != torch.uint8:
+            return images
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def views(self, batch: Any) -> list[Tensor]:
+        """The pictures of a batch as a list of normalised views; one view for batches of single pictures."""
+        if isinstance(batch, Tensor):
+            return [self.normalize(batch)]
+        if all(isinstance(x, Tensor) and x.ndim == 4 for x in batch):
+            return [self.normalize(x) for x in batch]
+        first = batch[0]
+        return [self.normalize(first)] if isinstance(first, Tensor) else [self.normalize(x) for x in first]
+
+    def represent(self, images: Tensor) -> Tensor:
+        """Clean pictures `(B, C, H, W)`, uint8 or normalised -> the embedding, `(B, D)`. The only definition of it."""
+        return backbones.embed(self.backbone, self.normalize(images))
+
+    forward = represent
+
+    # ---------------------------------------------------------------- optimiser
+
+    def configure_optimizers(self) -> Any:
+        total = self.total_steps or int(self.trainer.estimated_stepping_batches)
+        warmup = total // 10 if self.warmup_steps is None else self.warmup_steps
+        groups = optim.parameter_groups(
+            self, weight_decay=self.weight_decay, lr=self.lr, backbone=self.backbone, layer_decay=self.layer_decay
+        )
+        # A fused optimiser unscales fp16 gradients itself, after clipping: there it would clip the scaled ones.
+        fp16_clipped = self.clip is not None and str(self.trainer.precision).startswith("16")
+        optimizer = optim.make_optimizer(
+            self.optimizer_name, groups, lr=self.lr, betas=self.betas, momentum=self.momentum, fused=not fp16_clipped
+        )
+        factor = optim.cosine_with_warmup(total, warmup, self.min_lr_factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        if self.clip is not None:  # Lightning's own refuses fused optimisers under bf16
+            torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip, foreach=True)
+        elif gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # ---------------------------------------------------------------- metrics
+
+    def record(self, **values: Tensor) -> None:
+        """Add to training metrics; their means since the last report are logged every `log_every_n_steps`, in one transfer.
+
+        A loss that is not finite ends the run at the next report: training on would only spend time.
+        """
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._summed += 1
+        trainer = self._trainer
+        if trainer is None or (trainer.global_step + 1) % trainer.log_every_n_steps:
+            return
+        means = (torch.stack(list(self._sums.values())) / self._summed).tolist()
+        report = dict(zip(self._sums, means, strict=True))
+        self._sums, self._summed = {}, 0
+        if not all(abs(v) < float("inf") for v in report.values()):
+            raise UserError(
+                f"training: {report} at step {trainer.global_step} is not finite; lower optim.lr (now {self.lr:g}), set optim.clip, "
+                "or take trainer.precision=32-true"
+            )
+        self.log_dict({f"train/{k}": v for k, v in report.items()}, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["record"] = {"sums": self._sums, "summed": self._summed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        record = checkpoint.get("record", {"sums": {}, "summed": 0})
+        self._sums, self._summed = {k: v.to(self.device) for k, v in record["sums"].items()}, record["summed"]

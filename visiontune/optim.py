@@ -1,0 +1,130 @@
+"""Parameter groups, layer-wise decay, schedules, optimisers."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visiontune.backbones import layer_order
+from visiontune.errors import UserError, near
+
+OPTIMISERS = ("adamw", "adam", "sgd", "lars")
+
+
+def cosine_with_warmup(total_steps: int, warmup_steps: int = 0, min_factor: float = 0.0) -> Callable[[int], float]:
+    """Factor of the learning rate at each step: linear from near 0 to 1 over the warm-up, then half a cosine to `min_factor`.
+
+    A function of the step alone, so a resumed run needs no other state.
+
+    >>> factor = cosine_with_warmup(100, warmup_steps=10)
+    >>> [round(factor(s), 3) for s in (0, 9, 10, 55, 99)]
+    [0.1, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def scale_lr(lr: float, batch_size: int, rule: str) -> float:
+    """`lr`, meant for a batch of 256, at another batch size: `linear` (Goyal et al. 2017, arXiv 1706.02677), `sqrt`, or `none`."""
+    factors = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size / 256), "none": 1.0}
+    return lr * factors[rule]
+
+
+def parameter_groups(
+    module: nn.Module, *, weight_decay: float, lr: float, backbone: nn.Module | None = None, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Few, merged groups: with and without weight decay, and with `layer_decay` one pair for each depth of the backbone.
+
+    One-dimensional parameters (biases, norms) and what the backbone names in timm's `no_weight_decay` (position embeddings,
+    tokens) are not decayed. With layer decay the learning rate of depth `d` of `L` is `lr * layer_decay ** (L - d)`; everything
+    outside the backbone has the full one. Source: BEiT (arXiv 2106.08254), section 3.2; MAE, appendix A.
+
+    Raises:
+        UserError: if no parameter requires a gradient.
+    """
+    undecayed: set[str] = set()
+    for part in module.modules():
+        if callable(names := getattr(part, "no_weight_decay", None)):
+            undecayed |= {id(p) for n, p in part.named_parameters() if n in names()}
+    depth: dict[int, int] = {}
+    deepest = 0
+    if backbone is not None and layer_decay is not None and layer_decay != 1.0:
+        order = layer_order(backbone)
+        depth = {id(p): order[n] for n, p in backbone.named_parameters()}
+        deepest = max(order.values())
+
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim <= 1 or id(parameter) in undecayed else weight_decay
+        scale = layer_decay ** (deepest - depth[id(parameter)]) if layer_decay and id(parameter) in depth else 1.0
+        group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr": lr * scale})
+        group["params"].append(parameter)
+    if not groups:
+        raise UserError("optim: nothing to train, every parameter is frozen")
+    return list(groups.values())
+
+
+def make_optimizer(
+    name: str, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], momentum: float, fused: bool
+) -> torch.optim.Optimizer:
+    """An optimiser of torch (fused where the caller found it safe), or LARS.
+
+    Raises:
+        UserError: for a name that is none of `OPTIMISERS`.
+    """
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr, betas=betas, fused=fused)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+    if name == "lars":
+        return LARS(groups, lr=lr, momentum=momentum)
+    raise UserError(f"optim.name: got {name!r}; allowed: {', '.join(OPTIMISERS)}{near(name, OPTIMISERS)}")
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling for large batches. You et al. 2017 (arXiv 1708.03888).
+
+    The convention is that of SimCLR's code and of solo-learn: the learning rate multiplies the gradient after the momentum
+    buffer (`p -= lr * buffer`), the trust ratio is `trust * |p| / |g + wd * p|`, and parameters without weight decay (biases,
+    norms) take plain momentum steps without a trust ratio.
+    """
+
+    def __init__(self, params: Iterable, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            updates = [p.grad for p in parameters]
+            if group["weight_decay"]:
+                updates = torch._foreach_add(updates, parameters, alpha=group["weight_decay"])
+                # no host synchronisation: the ratios stay tensors on the device
+                ratios = []
+                for p_norm, u_norm in zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True):
+                    both = (p_norm > 0) & (u_norm > 0)
+                    ratios.append(torch.where(both, group["trust"] * p_norm / u_norm, torch.ones_like(p_norm)))
+                updates = torch._foreach_mul(updates, ratios)
+            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+        return loss

@@ -1,0 +1,61 @@
+"""SimCLR. Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations" (arXiv 2002.05709).
+
+B pictures, D width of the embedding, E width of the projection.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from visiontune.errors import UserError
+from visiontune.heads.projector import projector
+from visiontune.losses import nt_xent
+from visiontune.module import Module
+from visiontune.ranges import PositiveFloat, PositiveInt
+
+# Appendix A: random resized crop, flip, colour jitter of strength 1 with probability 0.8, grey 0.2, blur 0.5 with sigma 0.1 to 2.
+VIEWS = {
+    "views": 2, "crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
+    "hue": 0.2, "grey": 0.2, "blur": 0.5,
+}  # fmt: skip
+# Section 2.2 and appendix B.6: LARS, learning rate 0.3 for a batch of 256, weight decay 1e-6.
+OPTIM = {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "momentum": 0.9}
+
+
+class SimCLR(Module):
+    """Pull two views of a picture together, push all other pictures of the batch away. For any timm backbone.
+
+    Args:
+        temperature: of the loss; the paper takes 0.1 with batches of 4096 and long training, about 0.5 suits short runs.
+        projector_hidden: width of the projector's hidden layer.
+        projector_out: width of the projection that the loss compares.
+        projector_layers: linear layers of the projector.
+        common: see `visiontune.module.Module`.
+    """
+
+    OPTIM: ClassVar[dict[str, Any]] = OPTIM
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        temperature: PositiveFloat = 0.1,
+        projector_hidden: PositiveInt = 2048,
+        projector_out: PositiveInt = 128,
+        projector_layers: PositiveInt = 2,
+        **common: Any,
+    ) -> None:
+        super().__init__(backbone, **common)
+        self.temperature = temperature
+        self.projector = projector(self.face.width, projector_hidden, projector_out, layers=projector_layers)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        views = self.views(batch)
+        if len(views) != 2:
+            raise UserError(f"simclr: expected batches of two views [view0, view1] but got {len(views)}")
+        # one forward for both views: batch norm sees them together, as in the authors' code
+        z0, z1 = self.projector(self.represent(torch.cat(views))).chunk(2)  # (B, E) each
+        loss = nt_xent(z0, z1, self.temperature)
+        self.record(loss=loss)
+        return loss

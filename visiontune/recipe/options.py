@@ -1,0 +1,102 @@
+"""What a method accepts, read from its class's signature and docstring in the source file, without importing it (or torch).
+
+A new method is one file: its options, views and optimiser defaults are found here by themselves.
+"""
+
+import ast
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from visiontune import ranges
+
+PACKAGE = Path(__file__).parent.parent
+# Given by the recipe's other keys, not by the method's own section.
+ELSEWHERE = ("num_classes", "tune", "class_names")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword of a class: its type (with its range), default and meaning."""
+
+    name: str
+    type: Any
+    default: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """One class: what it is and takes.
+
+    Attributes:
+        name: the file's name, which recipes use.
+        class_name: of the LightningModule.
+        summary: first line of its docstring.
+        options: its keywords.
+        views: its default augmentation, keys of `visiontune.data.views.Views`.
+        optim: its default optimiser settings.
+    """
+
+    name: str
+    class_name: str
+    summary: str
+    options: tuple[Option, ...]
+    views: dict[str, Any]
+    optim: dict[str, Any]
+
+
+def methods() -> tuple[str, ...]:
+    """Names of the pretraining methods: the files of `pretrain/`."""
+    return tuple(sorted(p.stem for p in (PACKAGE / "pretrain").glob("*.py") if not p.stem.startswith("_")))
+
+
+@functools.cache
+def read_options(room: str, name: str) -> Options:
+    """Options of the class in `visiontune/ROOM/NAME.py` that is named like its file, or that is the only one with a docstring."""
+    tree = ast.parse((PACKAGE / room / f"{name}.py").read_text())
+    constants: dict[str, Any] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                constants[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and any(_base(b) == "Module" for b in n.bases)]
+    assert len(classes) == 1, f"{room}/{name}.py must hold one subclass of Module, found {[c.name for c in classes]}"
+    cls = classes[0]
+    doc = ast.get_docstring(cls) or ""
+    meanings = _meanings(doc)
+    init = next(n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
+    options = []
+    for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
+        if argument.arg in ELSEWHERE or default is None:
+            continue
+        assert argument.annotation is not None
+        options.append(Option(argument.arg, _type(argument.annotation), ast.literal_eval(default), meanings.get(argument.arg, "")))
+    return Options(name, cls.name, doc.split("\n")[0], tuple(options), constants.get("VIEWS", {}), constants.get("OPTIM", {}))
+
+
+def _base(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _type(annotation: ast.expr) -> Any:
+    names = {k: v for k, v in vars(ranges).items() if not k.startswith("_")}
+    return eval(compile(ast.Expression(annotation), "<signature>", "eval"), {"Literal": Literal, **names})  # our own source
+
+
+def _meanings(doc: str) -> dict[str, str]:
+    """`name: meaning` lines of a Google-style `Args:` section."""
+    section = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", doc, re.MULTILINE)
+    found: dict[str, str] = {}
+    name = ""
+    for line in section.group(1).splitlines() if section else []:
+        if start := re.match(r" {4}(\w+): (.*)", line):
+            name = start.group(1)
+            found[name] = start.group(2)
+        elif name and line.strip():
+            found[name] += " " + line.strip()
+    return found

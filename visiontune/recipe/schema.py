@@ -1,0 +1,228 @@
+"""The recipe as types. A field's description is the manual; `python -m visiontune schema` prints it all for editors."""
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+
+from visiontune.data.views import Views
+from visiontune.ranges import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.recipe.options import methods, read_options
+
+Auto = Literal["auto"]
+Size = PositiveInt | tuple[PositiveInt, PositiveInt]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=False)
+
+
+class Backbone(Section):
+    """Which network, and where its weights come from."""
+
+    name: str | None = Field(None, description="timm's name; may be left out where `weights` is a run folder, which knows it")
+    weights: str = Field("random", description="random | timm (fetched) | a weights file | a run folder | stage:NAME")
+    args: dict[str, Any] = Field(default_factory=dict, description="more arguments for timm.create_model, e.g. {drop_path_rate: 0.1}")
+    partial: bool = Field(False, description="load what fits of `weights` and leave the rest at random, with a list of it")
+
+
+def _augment_model() -> type[BaseModel]:
+    import dataclasses
+
+    ranged: dict[str, Any] = {
+        "views": PositiveInt,
+        "crop_scale": tuple[OpenFraction | Literal[1], Fraction],
+        "crop_ratio": tuple[PositiveFloat, PositiveFloat],
+        "rotate": Annotated[float, Field(ge=0, le=180)],
+        "brightness": NonNegativeFloat,
+        "contrast": NonNegativeFloat,
+        "saturation": NonNegativeFloat,
+        "hue": Annotated[float, Field(ge=0, le=0.5)],
+    }
+    meanings = _attribute_meanings(Views.__doc__ or "")
+    return create_model(
+        "Augment",
+        __base__=Section,
+        __doc__="Keys that replace the method's own views; what is not named stays as the method has it.",
+        **{f.name: (ranged.get(f.name, Fraction) | None, Field(None, description=meanings.get(f.name))) for f in dataclasses.fields(Views)},
+    )
+
+
+def _attribute_meanings(doc: str) -> dict[str, str]:
+    lines = [line.strip().partition(": ") for line in doc.splitlines()]
+    return {name: meaning for name, colon, meaning in lines if colon and name.isidentifier()}
+
+
+Augment: Any = _augment_model()
+
+
+class Data(Section):
+    """Pictures of the training."""
+
+    train: str = Field(description="folder of pictures, at any depth; or sample:digits/train")
+    image_size: Size = Field(224, description="pixels of a side, or [height, width]")
+    batch_size: PositiveInt = Field(256, description="pictures per optimiser step over all devices and accumulation")
+    workers: NonNegativeInt | Auto = Field("auto", description="loader processes for each device")
+    augment: Augment = Field(default_factory=Augment, description="replaces keys of the method's own views")  # type: ignore[valid-type]
+    max_broken: Fraction = Field(0.01, description="largest share of unreadable pictures; five are forgiven in any folder")
+    mean: list[float] | None = Field(None, description="of each channel in [0, 1]; default: of the weights, else timm's of the backbone")
+    std: list[float] | None = Field(None, description="likewise")
+
+
+class LabelledData(Data):
+    """Pictures in one sub-folder a class."""
+
+    batch_size: PositiveInt = Field(64, description="pictures per optimiser step over all devices and accumulation")
+    val: str | OpenFraction = Field(description="folder with the same classes, or a share of `train` to set aside, by class")
+    labels_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="share of each class's training pictures to use")
+    labels_per_class: PositiveInt | None = Field(None, description="training pictures to use of each class")
+
+
+class Probe(Section):
+    """k-NN and linear probe on labelled pictures while pretraining; the backbone stays bit-identical."""
+
+    train: str = Field(description="folder with one sub-folder a class")
+    val: str = Field(description="folder with the same classes")
+    every: PositiveInt = Field(10, description="epochs between probes; one is made before the first step and one at the end, too")
+    batch_size: PositiveInt = Field(256, description="pictures at a time")
+
+
+class Optim(Section):
+    """The optimiser. What is not given is the method's own."""
+
+    name: Literal["adamw", "adam", "sgd", "lars"] | None = Field(None, description="default: the method's")
+    lr: PositiveFloat | None = Field(None, description="learning rate, for a batch of 256 unless lr_scale is none; default: the method's")
+    lr_scale: Literal["linear", "sqrt", "none"] = Field("none", description="how lr follows batch_size")
+    weight_decay: NonNegativeFloat | None = Field(None, description="of weights with more than one dimension; default: the method's")
+    betas: tuple[Fraction, Fraction] | None = Field(None, description="of adamw and adam; default: the method's")
+    momentum: Fraction | None = Field(None, description="of sgd and lars; default: 0.9")
+    warmup_epochs: NonNegativeFloat | None = Field(None, description="linear warm-up; default: a tenth of the epochs, at most 40")
+    min_lr_factor: Fraction = Field(0.0, description="what the cosine ends at, as a share of lr")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="factor of lr from each layer to the one below")
+    clip: PositiveFloat | None = Field(None, description="largest norm of the gradient")
+
+
+class PretrainOptim(Optim):
+    lr_scale: Literal["linear", "sqrt", "none"] = Field("linear", description="how lr follows batch_size")
+
+
+class TrainerSection(Section):
+    """Handed to Lightning's Trainer."""
+
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = Field(
+        "auto", description="auto: bf16-mixed where the device computes it natively, 16-mixed on older CUDA devices, else 32-true"
+    )
+    devices: PositiveInt | list[NonNegativeInt] | Auto = Field("auto", description="number of devices, or their indices")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = Field("auto", description="kind of device")
+    strategy: str = Field("auto", description="Lightning's name: auto, ddp, fsdp, ...")
+    num_nodes: PositiveInt = Field(1, description="machines")
+    accumulate_grad_batches: PositiveInt = Field(1, description="batches per optimiser step; batch_size counts them all")
+    log_every_n_steps: PositiveInt = Field(10, description="optimiser steps between training metrics")
+    sync_batchnorm: bool | None = Field(None, description="default: true where several CUDA devices train")
+    deterministic: bool = Field(False, description="refuse operations without a deterministic form")
+
+
+def _named(value: Any) -> Any:
+    """A bare string means `{name: ...}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+@functools.cache
+def _method_model(name: str) -> type[BaseModel]:
+    options = read_options("pretrain", name)
+    fields: dict[str, Any] = {"name": (Literal[name], Field(description=options.summary))}  # type: ignore[valid-type]
+    fields |= {o.name: (o.type, Field(o.default, description=o.meaning)) for o in options.options}
+    return create_model(options.class_name, __base__=Section, __doc__=options.summary, **fields)
+
+
+@functools.cache
+def _head_model() -> type[BaseModel]:
+    options = read_options("finetune", "classify")
+    fields: dict[str, Any] = {"name": (Literal["linear"], Field("linear", description="timm's own classifier"))}
+    fields |= {o.name: (o.type, Field(o.default, description=o.meaning)) for o in options.options}
+    return create_model("LinearHead", __base__=Section, __doc__="The classifier on the backbone.", **fields)
+
+
+Method: Any = Annotated[Union[tuple(_method_model(m) for m in methods())], Field(discriminator="name"), BeforeValidator(_named)]  # noqa: UP007
+Head: Any = Annotated[_head_model(), BeforeValidator(_named)]
+
+
+class Common(Section):
+    backbone: Backbone = Field(description="the network")
+    epochs: PositiveInt = Field(100, description="passes over the training pictures")
+    seed: NonNegativeInt = Field(0, description="of everything random")
+    compile: bool = Field(False, description="compile the backbone block by block (torch.compile)")
+    checkpoint_minutes: PositiveFloat = Field(15.0, description="minutes between checkpoints within an epoch; each epoch ends with one")
+    trainer: TrainerSection = Field(default_factory=TrainerSection, description="handed to Lightning's Trainer")
+
+
+class PretrainRecipe(Common):
+    """Learn a backbone from pictures without labels."""
+
+    task: Literal["pretrain"]
+    method: Method = Field(description="how; a bare name or {name: ..., options}")
+    data: Data = Field(description="pictures")
+    probe: Probe | None = Field(None, description="labelled pictures to judge the embedding on meanwhile")
+    optim: PretrainOptim = Field(default_factory=PretrainOptim, description="the optimiser")
+
+
+class ClassifyRecipe(Common):
+    """Teach a classifier on a backbone from labelled pictures."""
+
+    task: Literal["classify"]
+    tune: Literal["full", "head"] = Field("full", description="full: everything; head: the classifier on the frozen backbone")
+    head: Head = Field(default_factory=_head_model(), description="the classifier")
+    data: LabelledData = Field(description="labelled pictures")
+    optim: Optim = Field(default_factory=Optim, description="the optimiser")
+
+
+Recipe = PretrainRecipe | ClassifyRecipe
+TASKS: dict[str, type[Common]] = {"pretrain": PretrainRecipe, "classify": ClassifyRecipe}
+
+
+def options_of(recipe: Recipe) -> Any:
+    """The class behind a recipe, as read from its source."""
+    if isinstance(recipe, PretrainRecipe):
+        return read_options("pretrain", recipe.method.name)
+    return read_options("finetune", "classify")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe file, for editors."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(Union[tuple(TASKS.values())]).json_schema()  # noqa: UP007
+    bare = {"type": "string", "enum": list(methods())}
+    pretrain = schema["$defs"]["PretrainRecipe"]["properties"]["method"]
+    schema["$defs"]["PretrainRecipe"]["properties"]["method"] = {
+        "description": pretrain.get("description", ""),
+        "anyOf": [bare, *pretrain.pop("oneOf", [])],
+    }
+    single = schema.pop("anyOf")
+    stage = {"type": "object", "properties": {"stages": {"type": "object"}, "extends": {"type": "string"}}, "required": ["stages"]}
+    extended = {"type": "object", "properties": {"extends": {"type": "string"}}, "required": ["extends"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "visiontune recipe",
+        "anyOf": [*single, stage, extended],
+        **schema,
+    }
+
+
+def is_path(weights: str) -> bool:
+    """Whether `backbone.weights` names a file or folder."""
+    return weights not in ("random", "timm") and not weights.startswith("stage:")
+
+
+def absolute(recipe: Recipe) -> Recipe:
+    """A copy whose relative paths are absolute, so that it means the same from any working directory."""
+    found = recipe.model_copy(deep=True)
+    places: list[tuple[Any, str]] = [(found.data, "train"), (found.data, "val"), (found.backbone, "weights")]
+    if isinstance(found, PretrainRecipe) and found.probe:
+        places += [(found.probe, "train"), (found.probe, "val")]
+    for section, key in places:
+        value = getattr(section, key, None)
+        if isinstance(value, str) and not value.startswith("sample:") and (key != "weights" or is_path(value)):
+            setattr(section, key, str(Path(value).absolute()))
+    return found

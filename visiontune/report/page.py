@@ -1,0 +1,218 @@
+"""`report.html`: one file with its pictures inside, opened offline. `README.md`: the model card."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from visiontune.callbacks.metrics import read_metrics
+from visiontune.callbacks.progress import clock
+from visiontune.recipe.yaml_lines import read_yaml
+from visiontune.report import figures
+from visiontune.run import Run
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
+th { color: #666; font-weight: 500 } td.n { text-align: right; font-variant-numeric: tabular-nums }
+img { max-width: 100% } figure { margin: 1rem 0 } figcaption { color: #666; font-size: .9rem }
+pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; font-size: 13px } .lead { color: #555; margin-top: 0 }
+.big { font-size: 1.3rem } a { color: #1b6ca8 }
+</style></head><body>
+<h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
+{% if headline %}<p class="big">{{ headline }}</p>{% endif %}
+{% if table %}<h2>{{ table.title }}</h2><table><tr>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td{% if not loop.first %} class="n"{% endif %}>
+{%- if cell.href %}<a href="{{ cell.href }}">{{ cell.text }}</a>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{% for picture in pictures %}<h2>{{ picture.title }}</h2><figure><img alt="{{ picture.title }}" src="data:image/png;base64,{{ picture.data }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>{% endfor %}
+{% if broken %}<h2>Pictures that could not be read</h2><table><tr><th>path</th><th>cause</th></tr>
+{% for path, cause in broken %}<tr><td>{{ path }}</td><td>{{ cause }}</td></tr>{% endfor %}</table>{% if more_broken %}<p>and {{ more_broken }} more, in broken.csv</p>{% endif %}{% endif %}
+{% if notes %}<h2>What was decided, and why</h2><ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
+<h2>Recipe</h2><pre>{{ recipe }}</pre>
+<h2>Machine</h2><table>{% for name, value in machine %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
+</body></html>
+"""
+
+NAMES = {
+    "top1": "top-1 accuracy", "top5": "top-5 accuracy", "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
+    "knn_top1_start": "k-NN top-1 before training", "probe_top1_start": "linear probe top-1 before training", "loss": "last training loss",
+    "val_loss": "validation loss",
+}  # fmt: skip
+
+
+def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_per_epoch: int) -> None:
+    """The page and the card of one run (or stage)."""
+    result = run.result
+    rows = read_metrics(run.metrics_file)
+    drawn = figures.curves(rows, run.pictures / "curves.png", steps_per_epoch=steps_per_epoch)
+    shown: list[dict[str, str]] = []
+    if drawn:
+        shown.append(_picture(run.pictures / "curves.png", "Curves", "From metrics.csv."))
+    painted = sorted(run.pictures.glob("epoch_*.png"))
+    for path in painted[:: max(1, len(painted) - 1)] if len(painted) > 1 else painted:
+        epoch = int(path.stem.partition("_")[2])
+        shown.append(_picture(path, f"Pictures after epoch {epoch}", "The same eight training pictures and masks at every report."))
+    if (run.pictures / "views.png").exists():
+        shown.append(_picture(run.pictures / "views.png", "What the network sees", "Training pictures, whole and as they were augmented."))
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    causes = read_metrics(run.broken_file)
+    text = page.render(
+        title=f"{run.folder.name}: {result['task']}",
+        lead=f"{result['what']}. {result['images_seen']:,} pictures seen in {clock(result['seconds'])}.",
+        headline="; ".join(f"{NAMES.get(k, k)} {100 * v:.1f} %" for k, v in result.items() if k in NAMES and "loss" not in k and "start" not in k),
+        table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result)},
+        pictures=shown,
+        broken=[(c["path"], c["cause"]) for c in causes[:100]],
+        more_broken=max(0, len(causes) - 100),
+        notes=notes,
+        recipe=run.recipe_file.read_text(),
+        machine=_machine_rows(machine),
+    )
+    run.report_file.write_text(text)
+    run.card_file.write_text(card(run, result, notes))
+
+
+def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: str, machine: dict[str, Any]) -> None:
+    """The page over all stages: one row each, with links to theirs."""
+    rows = []
+    for name, result in results.items():
+        score = best_score(result)
+        rows.append(
+            [
+                {"href": f"{name}/report.html", "text": name},
+                result["what"],
+                f"{NAMES.get(score[0], score[0])} {100 * score[1]:.1f} %" if score else "",
+                clock(result["seconds"]),
+                f"{result['images_seen']:,}",
+                f"{result['images_per_second']:.0f}",
+            ]
+        )
+    shown = []
+    scores = {n: 100 * r["top1"] for n, r in results.items() if "top1" in r}
+    if len(scores) > 1:
+        counts = [r["val_pictures"] for r in results.values() if "val_pictures" in r]
+        figures.bars(scores, run.pictures / "stages.png", label="top-1 accuracy, %", error=100 * standard_error(max(scores.values()) / 100, min(counts)))
+        caption = "Top-1 accuracy on the validation pictures; bars of error are one standard error of that many pictures."
+        shown.append(_picture(run.pictures / "stages.png", "Side by side", caption))
+    for name in results:
+        for path in sorted((run.folder / name / "pictures").glob("epoch_*.png"))[-1:]:
+            shown.append(_picture(path, f"{name}: pictures at the end", "Training pictures: original, masked, painted."))
+    text = jinja2.Environment(autoescape=True).from_string(PAGE)
+    columns = ["stage", "what", "result", "time", "pictures seen", "pictures/s"]
+    page = text.render(
+        title=run.folder.name,
+        lead="Several stages, one after another.",
+        headline=headline,
+        table={"title": "Stages", "columns": columns, "rows": rows},
+        pictures=shown,
+        recipe=run.recipe_file.read_text(),
+        machine=_machine_rows(machine),
+    )
+    run.report_file.write_text(page)
+
+
+def best_score(result: dict[str, Any]) -> tuple[str, float] | None:
+    """The one number to judge a stage by."""
+    for name in ("top1", "probe_top1", "knn_top1"):
+        if name in result:
+            return name, result[name]
+    return None
+
+
+def standard_error(share: float, n: int) -> float:
+    """Of a share counted on n pictures (binomial)."""
+    return (share * (1 - share) / n) ** 0.5
+
+
+def result_rows(result: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for key, value in result.items():
+        if key in NAMES:
+            rows.append([NAMES[key], f"{value:.4f}" if "loss" in key else f"{100 * value:.2f} %"])
+    rows.append(["time", clock(result["seconds"])])
+    rows.append(["pictures seen", f"{result['images_seen']:,}"])
+    rows.append(["pictures a second, all included", f"{result['images_per_second']:.0f}"])
+    rows.append(["peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"])
+    return rows
+
+
+def card(run: Run, result: dict[str, Any], notes: list[str]) -> str:
+    """The model card: what it is, how to load it, how good it was, how it was made."""
+    raw, _ = read_yaml(run.recipe_file.read_text(), "recipe.yaml")
+    folder = "model" if result["task"] == "classify" else "backbone"
+    scores = "\n".join(f"| {name} | {value} |" for name, value in result_rows(result))
+    use = f'model = timm.create_model("local-dir:{run.folder.name}/weights/{folder}", pretrained=True)'
+    lines = "\n".join(f"- {n}" for n in notes)
+    return f"""# {run.folder.name}
+
+{result["what"]}.
+
+```python
+import timm
+
+{use}
+```
+
+Pictures go in as the folder's `config.json` says (size, mean, std){"; class names are its `label_names`" if folder == "model" else ""}.
+To start from these weights: `backbone.weights={run.folder.name}` in a visiontune recipe.
+
+| | |
+|---|---|
+{scores}
+
+Trained on `{raw["data"]["train"]}`. The recipe is `recipe.yaml`, the machine `environment.json`, every number `metrics.csv`.
+The weights belong to whoever made this run; mind the licences of the pictures and of the weights that it started from.
+
+## How it was made
+{lines}
+"""
+
+
+def _picture(path: Path, title: str, caption: str) -> dict[str, str]:
+    return {"title": title, "caption": caption, "data": base64.b64encode(path.read_bytes()).decode()}
+
+
+def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [(k, str(v)) for k, v in machine.items() if k != "versions" and v]
+    return rows + [("versions", ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items()))]
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line for the end of a run."""
+    scores = [f"{NAMES[k]} {100 * v:.2f} %" for k, v in result.items() if k in NAMES and "loss" not in k]
+    return f"{result['what']}: {'; '.join(scores) or 'done'}; {clock(result['seconds'])} on {result['images_seen']:,} pictures"
+
+
+def compare_stages(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
+    """What the stages brought: one sentence, and a table in plain text.
+
+    The sentence compares the fine-tuned stages with the one from random weights, with the standard error of the difference of two
+    shares counted on the same number of pictures (taken as independent, so it is on the wide side).
+    """
+    rows = [["stage", "result", "time", "pictures seen", "pictures/s"]]
+    for name, r in results.items():
+        score = best_score(r)
+        told = f"{NAMES[score[0]]} {100 * score[1]:.1f} %" if score else ""
+        rows.append([name, told, clock(r["seconds"]), f"{r['images_seen']:,}", f"{r['images_per_second']:.0f}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = "\n".join("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    tuned = {n: r for n, r in results.items() if "top1" in r}
+    scratch = [n for n, r in tuned.items() if "random weights" in r["what"]]
+    sentences = []
+    for name, r in tuned.items():
+        if not scratch or name == scratch[0]:
+            continue
+        base = tuned[scratch[0]]
+        n = min(r["val_pictures"], base["val_pictures"])
+        error = (standard_error(r["top1"], n) ** 2 + standard_error(base["top1"], n) ** 2) ** 0.5
+        gain = 100 * (r["top1"] - base["top1"])
+        sentences.append(
+            f"{name} {100 * r['top1']:.1f} %, {scratch[0]} {100 * base['top1']:.1f} %: {gain:+.1f} points "
+            f"(standard error {100 * error:.1f}, {n} pictures, one run each)"
+        )
+    return "; ".join(sentences), table
