@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visiontune.finetune.classify import Classifier
-    from visiontune.load import load
+    from visiontune.predict import load
     from visiontune.pretrain.mae import MAE
     from visiontune.pretrain.simclr import SimCLR
 
@@ -24,7 +24,7 @@ _HOMES = {
     "MAE": "visiontune.pretrain.mae",
     "SimCLR": "visiontune.pretrain.simclr",
     "Classifier": "visiontune.finetune.classify",
-    "load": "visiontune.load",
+    "load": "visiontune.predict",
 }
 
 

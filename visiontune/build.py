@@ -89,7 +89,9 @@ def find_pictures(recipe: Recipe) -> Tables:
         total = len(train)
         train = few_labels(train, seed=recipe.seed, fraction=data.labels_fraction, per_class=data.labels_per_class)
         used = f"{len(train)} of {total}" if len(train) < total else str(total)
-        notes.append(f"pictures: {used} with labels to train, {len(val)} to validate, {len(train.classes)} classes: {some(train.classes, 10)}")
+        notes.append(
+            f"pictures: {used} with labels to train, {len(val)} to validate, {len(train.classes)} classes: {some(train.classes, 10)}"
+        )
         missing = [c for k, c in enumerate(train.classes) if train.labels is not None and not (train.labels == k).any()]
         if missing:
             raise UserError(f"data.train: no picture of {some(missing)}")

@@ -1,7 +1,7 @@
 """The whole run, read top to bottom.
 
-    python -m visiontune.fit RECIPE [key=value ...] [--out RUN] [--dry-run]
-    python -m visiontune.fit --resume RUN [data.workers=... trainer.devices=...]
+python -m visiontune.fit RECIPE [key=value ...] [--out RUN] [--dry-run]
+python -m visiontune.fit --resume RUN [data.workers=... trainer.devices=...]
 """
 
 import argparse
@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m visiontune.fit", description="Train what a recipe says: pretraining, fine-tuning, or both in stages."
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe (quickstart, pretrain/mae)")
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe (quickstart, pretrain/mae)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the recipe's, e.g. optim.lr=1e-3 epochs=10")
     parser.add_argument("--out", metavar="RUN", help="folder of the run (default: runs/RECIPE); must be new or empty")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed")

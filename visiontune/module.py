@@ -68,7 +68,9 @@ class Module(L.LightningModule):
     ) -> None:
         super().__init__()
         if backbone is None:
-            raise UserError("backbone: this checkpoint was made with a module of your own; give it again: load_from_checkpoint(path, backbone=...)")
+            raise UserError(
+                "backbone: this checkpoint was made with a module of your own; give it again: load_from_checkpoint(path, backbone=...)"
+            )
         # A module cannot be a hyperparameter: it is left out and asked for again. Weights are in the checkpoint by then.
         self.save_hyperparameters(ignore=["weights"] + ([] if isinstance(backbone, str) else ["backbone"]))
         size = tuple(image_size) if isinstance(image_size, Sequence) else image_size

@@ -1,7 +1,7 @@
 """The run folder: where things lie, what was recorded, what is said on the way.
 
-    recipe.yaml  environment.json  log.txt  metrics.csv  broken.csv  tensorboard/
-    checkpoints/last.ckpt best.ckpt  weights/backbone/ weights/model/  pictures/*.png  report.html  README.md  result.json
+recipe.yaml  environment.json  log.txt  metrics.csv  broken.csv  tensorboard/
+checkpoints/last.ckpt best.ckpt  weights/backbone/ weights/model/  pictures/*.png  report.html  README.md  result.json
 """
 
 import importlib.metadata
@@ -55,7 +55,9 @@ class Run:
             resume = f"python -m visiontune.fit --resume {shlex.quote(str(folder))}"
             state = "holds a finished run" if run.finished else "is not empty"
             go_on = "" if run.finished or not run.recipe_file.exists() else f"go on with it by `{resume}`, or "
-            raise UserError(f"--out: {run.folder} {state}; {go_on}give another folder with --out, or remove it (rm -r {shlex.quote(str(folder))})")
+            raise UserError(
+                f"--out: {run.folder} {state}; {go_on}give another folder with --out, or remove it (rm -r {shlex.quote(str(folder))})"
+            )
         run.folder.mkdir(parents=True, exist_ok=True)
         return run
 

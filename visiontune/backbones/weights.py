@@ -198,5 +198,3 @@ def _misfit(path: str | Path, model: nn.Module, missing: list[str], wrong: list[
 def _name(model: nn.Module) -> str:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return cfg.get("architecture", type(model).__name__)
-
-

@@ -46,9 +46,7 @@ class Checkpoints(Checkpoint):
         say: where to tell.
     """
 
-    def __init__(
-        self, folder: Path, *, steps_per_epoch: int, minutes: float, monitor: str | None, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, folder: Path, *, steps_per_epoch: int, minutes: float, monitor: str | None, say: Callable[[str], None]) -> None:
         self.folder, self.steps_per_epoch, self.seconds, self.monitor, self.say = folder, steps_per_epoch, minutes * 60, monitor, say
         self.best: float | None = None
         self.best_step = 0
@@ -112,5 +110,5 @@ def place_counters(fit_loop: dict[str, Any], step: int, steps_per_epoch: int, ac
     fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step if inside else step - 1
     optimizer = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     for counter in optimizer.values():
-        counter["total"].update({k: step for k in counter["total"]})
-        counter["current"].update({k: inside for k in counter["current"]})
+        counter["total"].update(dict.fromkeys(counter["total"], step))
+        counter["current"].update(dict.fromkeys(counter["current"], inside))

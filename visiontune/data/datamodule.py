@@ -106,9 +106,7 @@ class PictureData(L.LightningDataModule):
         assert self.trainer is not None
         if self.val is None:
             return []
-        order = EvalOrder(
-            n=len(self.val), batch_size=self._eval_batch(), rank=self.trainer.global_rank, world_size=self.trainer.world_size
-        )
+        order = EvalOrder(n=len(self.val), batch_size=self._eval_batch(), rank=self.trainer.global_rank, world_size=self.trainer.world_size)
         return make_loader(Pictures(self.val, self.val_transform or self.train_transform), order, workers=self.workers)
 
     def _eval_batch(self) -> int:

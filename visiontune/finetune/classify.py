@@ -47,9 +47,7 @@ class Classifier(Module):
             raise UserError(f"tune: got {tune!r}; allowed: full, head")
         super().__init__(backbone, num_classes=num_classes, **common)
         classifier = self.backbone.get_classifier()
-        if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
-            self.backbone.reset_classifier(num_classes)
-        elif self.backbone.num_classes != num_classes:
+        if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity) or self.backbone.num_classes != num_classes:
             self.backbone.reset_classifier(num_classes)
         # A classifier of small weights starts from about equal scores, whatever the backbone's scale.
         for parameter in self.backbone.get_classifier().parameters():

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from visiontune.backbones import is_plain_vit
 from visiontune.errors import UserError
 from visiontune.losses import patchify, pixel_loss, unpatchify
-from visiontune.losses.pixels import normalize_patches
 from visiontune.masking import Masking, random_masking, take
 from visiontune.module import Module
 from visiontune.ranges import OpenFraction, PositiveInt

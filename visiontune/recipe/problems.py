@@ -54,9 +54,7 @@ def _path_in(raw: Any, found: Any) -> tuple[tuple[str, ...], Any]:
     path: list[str] = []
     value = raw
     for part in found["loc"]:
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             value = value[part]
         elif found["type"] == "missing" and part == found["loc"][-1]:
             value = None

@@ -35,9 +35,9 @@ def curves(rows: list[dict[str, str]], path: Path, *, steps_per_epoch: int) -> l
     names = [n for n in (rows[0] if rows else {}) if n not in ("step", "seconds", "epoch") and not n.startswith("lr")]
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault({"knn_top1": "probe", "probe_top1": "probe", "val/top1": "accuracy", "val/top5": "accuracy"}.get(name, name), []).append(
-            name
-        )
+        groups.setdefault(
+            {"knn_top1": "probe", "probe_top1": "probe", "val/top1": "accuracy", "val/top5": "accuracy"}.get(name, name), []
+        ).append(name)
     panels = [g for g in groups.items() if any(r.get(n) for r in rows for n in g[1])]
     if not panels:
         return []

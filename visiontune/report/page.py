@@ -1,6 +1,7 @@
 """`report.html`: one file with its pictures inside, opened offline. `README.md`: the model card."""
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jinja2
 
 from visiontune.callbacks.metrics import read_metrics
 from visiontune.callbacks.progress import clock
+from visiontune.errors import UserError
 from visiontune.recipe.yaml_lines import read_yaml
 from visiontune.report import figures
 from visiontune.run import Run
@@ -64,7 +66,9 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     text = page.render(
         title=f"{run.folder.name}: {result['task']}",
         lead=f"{result['what']}. {result['images_seen']:,} pictures seen in {clock(result['seconds'])}.",
-        headline="; ".join(f"{NAMES.get(k, k)} {100 * v:.1f} %" for k, v in result.items() if k in NAMES and "loss" not in k and "start" not in k),
+        headline="; ".join(
+            f"{NAMES.get(k, k)} {100 * v:.1f} %" for k, v in result.items() if k in NAMES and "loss" not in k and "start" not in k
+        ),
         table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result)},
         pictures=shown,
         broken=[(c["path"], c["cause"]) for c in causes[:100]],
@@ -96,7 +100,12 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
     scores = {n: 100 * r["top1"] for n, r in results.items() if "top1" in r}
     if len(scores) > 1:
         counts = [r["val_pictures"] for r in results.values() if "val_pictures" in r]
-        figures.bars(scores, run.pictures / "stages.png", label="top-1 accuracy, %", error=100 * standard_error(max(scores.values()) / 100, min(counts)))
+        figures.bars(
+            scores,
+            run.pictures / "stages.png",
+            label="top-1 accuracy, %",
+            error=100 * standard_error(max(scores.values()) / 100, min(counts)),
+        )
         caption = "Top-1 accuracy on the validation pictures; bars of error are one standard error of that many pictures."
         shown.append(_picture(run.pictures / "stages.png", "Side by side", caption))
     for name in results:
@@ -200,7 +209,9 @@ def compare_stages(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
         told = f"{NAMES[score[0]]} {100 * score[1]:.1f} %" if score else ""
         rows.append([name, told, clock(r["seconds"]), f"{r['images_seen']:,}", f"{r['images_per_second']:.0f}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = "\n".join("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    table = "\n".join(
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+    )
     tuned = {n: r for n, r in results.items() if "top1" in r}
     scratch = [n for n, r in tuned.items() if "random weights" in r["what"]]
     sentences = []
@@ -216,3 +227,31 @@ def compare_stages(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
             f"(standard error {100 * error:.1f}, {n} pictures, one run each)"
         )
     return "; ".join(sentences), table
+
+
+def rewrite_report(folder: str | Path) -> Path:
+    """Make the page and the card of a finished run, or of all its stages, from what its folder holds.
+
+    Raises:
+        UserError: if the run is not finished.
+    """
+    run = Run.open(folder)
+    if not run.finished:
+        raise UserError(f"report: {run.folder} is not finished; go on with it by: python -m visiontune.fit --resume {folder}")
+    if stages := run.stage_runs():
+        for stage in stages.values():
+            _rewrite(stage)
+        results = run.result["stages"]
+        write_staged_report(
+            run, results, compare_stages(results)[0], json.loads((next(iter(stages.values())).folder / "environment.json").read_text())
+        )
+    else:
+        _rewrite(run)
+    return run.report_file
+
+
+def _rewrite(run: Run) -> None:
+    notes = [line[2:] for line in run.recipe_file.read_text().splitlines() if line.startswith("# ")]
+    machine = json.loads((run.folder / "environment.json").read_text())
+    seen, batch, epochs = run.result["images_seen"], run.recipe().data.batch_size, run.recipe().epochs
+    write_report(run, notes, machine, steps_per_epoch=max(1, seen // (batch * epochs)))

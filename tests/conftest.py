@@ -1,0 +1,88 @@
+"""Small pictures and runs for all tests. Nothing here or in the tests touches the network or a time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+ROOT = Path(__file__).parent.parent
+
+# A vision transformer and a convnet small enough for a step in milliseconds.
+VIT = {"name": "vit_tiny_patch16_224", "args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}}
+CONV = {"name": "convnext_atto", "args": {"patch_size": 2, "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]}}
+
+
+def pytest_collection_modifyitems(config, items):
+    """`gpu` tests skip where there is none and say so; `slow` ones run when they are asked for."""
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs CUDA: run `pytest -m gpu` on a machine that has it"))
+        if "slow" in item.keywords and "slow" not in (config.option.markexpr or ""):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run `pytest -m slow`"))
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("VISIONTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def paint(label: int, rng: np.random.Generator, size: int = 32) -> np.ndarray:
+    """A picture whose class can be learned: noise with a bright bar, lying for class 0, standing for class 1."""
+    picture = rng.integers(0, 100, (size, size, 3), dtype=np.uint8)
+    at = int(rng.integers(4, size - 8))
+    picture[at : at + 4] += 150 * (label == 0)
+    picture[:, at : at + 4] += np.uint8(150 * (label == 1))
+    return picture
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """`train/{lying,standing}` with 24 pictures each, `val` with 8 each; 32 pixels."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 8)):
+        for label, name in enumerate(("lying", "standing")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(paint(label, rng)).save(folder / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def recipes(pictures) -> dict[str, dict]:
+    """A small recipe of each kind, as YAML would give it."""
+    data = {"train": str(pictures / "train"), "image_size": 32, "batch_size": 16, "workers": 0}
+    small = {"trainer": {"accelerator": "cpu", "devices": 1, "precision": "32-true", "log_every_n_steps": 1}, "epochs": 2}
+    labelled = {**data, "val": str(pictures / "val"), "augment": {"flip": 0.5, "crop_scale": [0.7, 1]}}
+    decoder = {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
+    return {
+        "mae": {"task": "pretrain", "method": {"name": "mae", **decoder}, "backbone": VIT, "data": data, "optim": {"lr": 0.01}, **small},
+        "simclr": {
+            "task": "pretrain",
+            "method": {"name": "simclr", "projector_hidden": 32, "projector_out": 16, "temperature": 0.5},
+            "backbone": CONV,
+            "data": data,
+            "optim": {"name": "adamw", "lr": 0.01},
+            **small,
+        },
+        "classify": {"task": "classify", "backbone": CONV, "data": labelled, "optim": {"lr": 0.003}, **small},
+    }
+
+
+def run_command(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """`python -m WORDS ...` as a user types it."""
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )

@@ -1,0 +1,49 @@
+"""Every recipe that ships is loaded and built."""
+
+import pytest
+
+from visiontune import build
+from visiontune.recipe import find_recipe, load_recipe, shipped_recipes
+from visiontune.recipe.schema import is_path
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_loads_and_builds(name, pictures, monkeypatch):
+    # What a user gives on the command line: own folders, and here small pictures, batches and backbones of random weights.
+    loaded = load_recipe(name, [])
+    for stage, recipe in loaded.stages.items():
+        recipe = recipe.model_copy(deep=True)
+        if not recipe.data.train.startswith("sample:"):
+            recipe.data.train = str(pictures / "train")
+        recipe.data.batch_size = 8
+        if recipe.task == "classify":
+            recipe.data.labels_per_class = 4 if not stage else recipe.data.labels_per_class
+            if not str(recipe.data.val).startswith("sample:"):
+                recipe.data.val = str(pictures / "val")
+        else:
+            recipe.probe = None
+        if is_path(recipe.backbone.weights) or recipe.backbone.weights.startswith("stage:"):
+            recipe.backbone.weights = "random"
+            recipe.backbone.name = recipe.backbone.name or "resnet10t"
+            if recipe.backbone.name == "resnet10t":
+                recipe.backbone.args = {}
+        tables = build.find_pictures(recipe)
+        derived, notes = build.derive(recipe, tables, processes=1)
+        module, _ = build.make_module(derived, tables)
+        assert module.total_steps == len(tables.train) // 8 * recipe.epochs
+        assert notes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_says_what_it_is_for_and_where_its_numbers_come_from(name):
+    header = [line for line in find_recipe(name).read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert all(word in text for word in ("Command:", "Needs:", "Numbers:", "Result:")), header
+    assert f"visiontune.fit {name}" in text
+
+
+def test_a_recipe_is_found_by_its_last_name_and_what_is_near_is_named():
+    assert find_recipe("quickstart").name == "quickstart.yaml"
+    assert find_recipe("pretrain/mae") == find_recipe("mae.yaml")
+    with pytest.raises(Exception, match="did you mean 'quickstart'"):
+        find_recipe("quikstart")
