@@ -32,6 +32,7 @@ def silence() -> None:
     for text in (
         ".*does not have many workers.*",  # the number of workers is ours, with a reason
         ".*ended before the epoch ended and your dataloader is.*",  # our order resumes by the step
+        ".*You passed in a `val_dataloader` but have no `validation_step`.*",  # pretraining has none; its data module has the method
         ".*is smaller than the logging interval.*",
         ".*module\\(s\\) in eval mode at the start of training.*",  # a frozen backbone is
         ".*Checkpoint directory .* exists.*",
@@ -100,7 +101,10 @@ def result_of(
         tuned = "classifier" if recipe.tune == "head" else "fine-tuning"
         result["what"] = f"{tuned} on {len(tables.train)} labels, {recipe.backbone.name} from {origin}, {recipe.epochs} epochs"
     if checkpoints.best is not None:
-        result |= {"top1": checkpoints.best, "best_step": checkpoints.best_step, "val_pictures": len(tables.val or ())}
+        # The best epoch was chosen on the pictures that it is judged on: the last epoch's score stands beside it.
+        last = trainer.callback_metrics.get("val/top1")
+        result |= {"top1": checkpoints.best, "top1_last": float(last) if last is not None else None}
+        result |= {"best_step": checkpoints.best_step, "val_pictures": len(tables.val or ())}
     if probe is not None:
         result |= probe.latest | {f"{k}_start": v for k, v in probe.start.items()}
     if (loss := trainer.callback_metrics.get("train/loss")) is not None:

@@ -6,7 +6,7 @@ B pictures, N patches or positions, D width, h x w grid.
 from dataclasses import dataclass
 
 import torch
-from timm.models import group_parameters
+from timm.models import group_parameters, is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -92,8 +92,10 @@ def describe(model: nn.Module, image_size: int | tuple[int, int], channels: int 
     )
 
 
-def is_plain_vit(model: nn.Module) -> bool:
-    """Whether this is a plain vision transformer of timm's `VisionTransformer` class: one resolution, a list of blocks."""
+def is_plain_vit(model: nn.Module | str) -> bool:
+    """Whether this (or what timm makes by this name) is a plain vision transformer: one resolution, a list of blocks."""
+    if isinstance(model, str):
+        return is_model_in_modules(model.split(".", 1)[0], ("vision_transformer", "deit"))
     return isinstance(model, VisionTransformer)
 
 

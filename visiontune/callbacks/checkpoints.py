@@ -58,6 +58,10 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
 
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Lightning decides by a counter of its own when metrics are due; a skipped validation after a resume can put it off by one.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         inside = trainer.global_step % self.steps_per_epoch != 0  # an epoch's end has its own checkpoint, after validation
@@ -106,8 +110,6 @@ def place_counters(fit_loop: dict[str, Any], step: int, steps_per_epoch: int, ac
     progress["total"].update(ready=every, started=every, processed=every, completed=every)
     progress["current"].update(ready=batches, started=batches, processed=batches, completed=batches)
     progress["is_last_batch"] = False
-    # At an epoch's start Lightning takes the last epoch's validation for pending, skips it, and counts that as a step.
-    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step if inside else step - 1
     optimizer = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     for counter in optimizer.values():
         counter["total"].update(dict.fromkeys(counter["total"], step))

@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from visiontune.backbones import is_plain_vit
+from visiontune.backbones import check_name, is_plain_vit
 from visiontune.errors import UserError
 from visiontune.losses import patchify, pixel_loss, unpatchify
 from visiontune.masking import Masking, random_masking, take
@@ -24,6 +24,10 @@ VIEWS = {"crop_scale": (0.2, 1.0), "flip": 0.5}
 OPTIM = {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.05, "betas": (0.9, 0.95)}
 # The embedding: the mean of the normed patch tokens, also when plain timm loads the weights.
 BACKBONE_ARGS = {"global_pool": "avg", "fc_norm": False}
+NEEDS_VIT = (
+    "backbone.name: got {}; mae needs a plain vision transformer (vit_*, deit_*), since it drops the hidden patches from the encoder's "
+    "sequence; for other backbones use method: simclr"
+)
 
 
 class MAE(Module):
@@ -51,15 +55,14 @@ class MAE(Module):
         norm_pixels: bool = True,
         **common: Any,
     ) -> None:
+        if isinstance(backbone, str) and check_name(backbone) is None and not is_plain_vit(backbone):
+            raise UserError(NEEDS_VIT.format(backbone))
         if isinstance(backbone, str):
             common["backbone_args"] = BACKBONE_ARGS | (common.get("backbone_args") or {})
         super().__init__(backbone, **common)
         vit = self.backbone
         if not is_plain_vit(vit):
-            raise UserError(
-                f"backbone.name: got {self.spec.name}; mae needs a plain vision transformer (vit_*, deit_*), since it drops the hidden "
-                "patches from the encoder's sequence; for other backbones use method: simclr"
-            )
+            raise UserError(NEEDS_VIT.format(self.spec.name))
         if decoder_dim % decoder_heads:
             raise UserError(f"method.decoder_heads: got {decoder_heads}; method.decoder_dim ({decoder_dim}) is no multiple of it")
         self.mask_ratio, self.norm_pixels = mask_ratio, norm_pixels

@@ -41,7 +41,7 @@ pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; font-size: 13px } .
 """
 
 NAMES = {
-    "top1": "top-1 accuracy", "top5": "top-5 accuracy", "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
+    "top1": "top-1 accuracy (best epoch)", "top1_last": "top-1 accuracy (last epoch)", "top5": "top-5 accuracy", "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
     "knn_top1_start": "k-NN top-1 before training", "probe_top1_start": "linear probe top-1 before training", "loss": "last training loss",
     "val_loss": "validation loss",
 }  # fmt: skip
@@ -67,7 +67,7 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
         title=f"{run.folder.name}: {result['task']}",
         lead=f"{result['what']}. {result['images_seen']:,} pictures seen in {clock(result['seconds'])}.",
         headline="; ".join(
-            f"{NAMES.get(k, k)} {100 * v:.1f} %" for k, v in result.items() if k in NAMES and "loss" not in k and "start" not in k
+            f"{NAMES.get(k, k)} {100 * v:.1f} %" for k, v in result.items() if k in NAMES and "loss" not in k and "start" not in k and v is not None
         ),
         table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result)},
         pictures=shown,
@@ -109,8 +109,8 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
         caption = "Top-1 accuracy on the validation pictures; bars of error are one standard error of that many pictures."
         shown.append(_picture(run.pictures / "stages.png", "Side by side", caption))
     for name in results:
-        for path in sorted((run.folder / name / "pictures").glob("epoch_*.png"))[-1:]:
-            shown.append(_picture(path, f"{name}: pictures at the end", "Training pictures: original, masked, painted."))
+        last = sorted((run.folder / name / "pictures").glob("epoch_*.png"))[-1:]
+        shown += [_picture(path, f"{name}: pictures at the end", "Training pictures: original, masked, painted.") for path in last]
     text = jinja2.Environment(autoescape=True).from_string(PAGE)
     columns = ["stage", "what", "result", "time", "pictures seen", "pictures/s"]
     page = text.render(
@@ -141,7 +141,7 @@ def standard_error(share: float, n: int) -> float:
 def result_rows(result: dict[str, Any]) -> list[list[str]]:
     rows = []
     for key, value in result.items():
-        if key in NAMES:
+        if key in NAMES and value is not None:
             rows.append([NAMES[key], f"{value:.4f}" if "loss" in key else f"{100 * value:.2f} %"])
     rows.append(["time", clock(result["seconds"])])
     rows.append(["pictures seen", f"{result['images_seen']:,}"])
@@ -188,12 +188,12 @@ def _picture(path: Path, title: str, caption: str) -> dict[str, str]:
 
 def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(k, str(v)) for k, v in machine.items() if k != "versions" and v]
-    return rows + [("versions", ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items()))]
+    return [*rows, ("versions", ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items()))]
 
 
 def summary(result: dict[str, Any]) -> str:
     """One line for the end of a run."""
-    scores = [f"{NAMES[k]} {100 * v:.2f} %" for k, v in result.items() if k in NAMES and "loss" not in k]
+    scores = [f"{NAMES[k]} {100 * v:.2f} %" for k, v in result.items() if k in NAMES and "loss" not in k and v is not None]
     return f"{result['what']}: {'; '.join(scores) or 'done'}; {clock(result['seconds'])} on {result['images_seen']:,} pictures"
 
 

@@ -1,0 +1,122 @@
+"""The modules in other people's projects: a plain DataLoader, a plain Trainer, checkpoints of their own."""
+
+import lightning as L
+import pytest
+import timm
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from visiontune import MAE, Classifier, SimCLR
+from visiontune.errors import UserError
+
+VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def images(kind: str) -> torch.Tensor:
+    x = torch.randint(0, 255, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return x if kind == "uint8" else x.float() / 127.5 - 1
+
+
+def loader(*tensors) -> DataLoader:
+    return DataLoader(TensorDataset(*tensors), batch_size=8)
+
+
+def trainer(tmp_path, epochs=2, **more) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    return L.Trainer(max_epochs=epochs, default_root_dir=tmp_path, **quiet, **more)
+
+
+def build(kind: str, pictures: str):
+    x, y = images(pictures), torch.arange(16) % 4
+    if kind == "mae":
+        decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+        return MAE("vit_tiny_patch16_224", image_size=32, backbone_args=VIT, lr=1e-3, **decoder), loader(x, y)
+    if kind == "simclr":
+        return SimCLR("test_resnet", projector_hidden=16, projector_out=8, optimizer="adamw", lr=1e-3), loader(x, x.flip(3))
+    return Classifier("test_resnet", num_classes=4, lr=1e-3), loader(x, y)
+
+
+@pytest.mark.parametrize("pictures", ["uint8", "float"])
+@pytest.mark.parametrize("kind", ["mae", "simclr", "classifier"])
+def test_train_save_load_and_go_on(tmp_path, kind, pictures):
+    module, data = build(kind, pictures)
+    first = trainer(tmp_path)
+    first.fit(module, data, data if kind == "classifier" else None)
+    first.save_checkpoint(tmp_path / "c.ckpt")
+
+    again = type(module).load_from_checkpoint(tmp_path / "c.ckpt")
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in module.state_dict().items())
+    assert all(isinstance(v, (int, float, str, bool, list, tuple, dict, type(None))) for v in again.hparams.values())
+    more = trainer(tmp_path, epochs=3)
+    more.fit(again, data, data if kind == "classifier" else None, ckpt_path=tmp_path / "c.ckpt")
+    assert more.global_step == 6
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("kind", ["mae", "simclr", "classifier"])
+def test_other_precisions(tmp_path, kind, precision):
+    module, data = build(kind, "uint8")
+    runner = trainer(tmp_path, epochs=1, precision=precision)
+    runner.fit(module, data)
+    assert runner.global_step == 2
+
+
+def test_a_timm_module_of_ones_own_is_used_as_it_is_and_asked_for_again(tmp_path):
+    own = timm.create_model("test_resnet", num_classes=0)
+    module = SimCLR(own, projector_hidden=16, projector_out=8)
+    assert module.backbone is own
+    runner = trainer(tmp_path, epochs=1)
+    x = images("uint8")
+    runner.fit(module, loader(x, x))
+    runner.save_checkpoint(tmp_path / "c.ckpt")
+    other = timm.create_model("test_resnet", num_classes=0)
+    SimCLR.load_from_checkpoint(tmp_path / "c.ckpt", backbone=other)
+    assert all(torch.equal(v, own.state_dict()[k]) for k, v in other.state_dict().items())
+    with pytest.raises((UserError, TypeError), match="backbone"):
+        SimCLR.load_from_checkpoint(tmp_path / "c.ckpt")
+
+
+def test_uint8_and_its_normalised_float_are_the_same_picture():
+    module, _ = build("simclr", "uint8")
+    module.eval()
+    x = images("uint8")
+    as_float = (x.float() / 255 - module.mean) / module.std
+    assert torch.equal(module.represent(x), module.represent(as_float))
+
+
+def test_batches_of_every_documented_form_are_understood():
+    module, _ = build("simclr", "uint8")
+    x, y = images("uint8"), torch.arange(16)
+    assert [v.shape for v in module.views(x)] == [x.shape]
+    assert len(module.views([x, x])) == 2
+    assert len(module.views([x, y])) == 1
+    assert len(module.views([[x, x], y])) == 2
+    assert all(v.dtype == torch.float32 for v in module.views([x, x]))
+
+
+def test_simclr_says_when_it_gets_one_view():
+    module, _ = build("simclr", "uint8")
+    with pytest.raises(UserError, match="two views"):
+        module.training_step([images("uint8"), torch.arange(16)], 0)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_word(tmp_path):
+    module, _ = build("mae", "float")
+    runner = trainer(tmp_path, epochs=1, log_every_n_steps=1)
+    x = images("float")
+    x[0] = float("nan")
+    with pytest.raises(UserError, match=r"loss.*nan.*step 0 is not finite; lower optim.lr"):
+        runner.fit(module, loader(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("kind", ["mae", "simclr", "classifier"])
+def test_mixed_precision_on_cuda_gives_the_losses_of_fp32(tmp_path, kind, precision):
+    losses = {}
+    for p in (precision, "32-true"):
+        torch.manual_seed(0)
+        module, data = build(kind, "uint8")
+        module.record = lambda p=p, **values: losses.setdefault(p, []).append(values["loss"].item())
+        L.Trainer(max_epochs=2, precision=p, accelerator="gpu", devices=1, logger=False, default_root_dir=tmp_path).fit(module, data)
+    assert torch.allclose(torch.tensor(losses[precision]), torch.tensor(losses["32-true"]), rtol=0.05)

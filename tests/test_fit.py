@@ -1,0 +1,296 @@
+"""Whole runs through the real command's function, and through the real command where a kill needs a process."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+import yaml
+from tests.conftest import ROOT, run_command
+
+import visiontune
+from visiontune.fit import main
+
+
+def write(path, recipe):
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return str(path)
+
+
+def metrics(run):
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds" and v} for row in csv.DictReader(file)]
+
+
+def losses(run):
+    return [float(r["train/loss"]) for r in metrics(run) if "train/loss" in r]
+
+
+@pytest.mark.parametrize("kind", ["mae", "simclr", "classify"])
+def test_a_run_lowers_its_loss_and_leaves_what_the_design_says(tmp_path, recipes, kind, capsys):
+    recipe = recipes[kind] | {"epochs": 8}
+    out = tmp_path / "run"
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == lines[-1] == f"run folder: {out}"
+
+    found = losses(out)
+    assert len(found) == 8 * 3  # log_every_n_steps: 1, 48 pictures in batches of 16
+    assert sum(found[-6:]) < sum(found[:6])
+    there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    wanted = {"recipe.yaml", "environment.json", "log.txt", "metrics.csv", "checkpoints/last.ckpt", "report.html", "README.md", "result.json"}
+    wanted |= {"weights/backbone/model.safetensors", "weights/backbone/config.json", "pictures/views.png", "pictures/curves.png"}
+    if kind == "classify":
+        wanted |= {"checkpoints/best.ckpt", "weights/model/model.safetensors", "weights/model/config.json"}
+    assert wanted <= there
+    assert ("pictures/epoch_0008.png" in there) == (kind == "mae")
+
+    result = json.loads((out / "result.json").read_text())
+    assert result["images_seen"] == 8 * 48
+    assert {"seconds", "images_per_second", "peak_memory_bytes"} <= result.keys()
+    saved = yaml.safe_load((out / "recipe.yaml").read_text())
+    assert saved["optim"]["lr_scale"] == "none"
+    assert "auto" not in str(saved["data"]) + str(saved["trainer"]["precision"])
+    page = (out / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")  # opened offline
+    assert page.count("data:image/png;base64") >= 2
+
+
+def test_plain_timm_loads_the_weights_with_class_names_and_statistics(tmp_path, recipes):
+    recipe = recipes["classify"]
+    recipe["data"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    out = tmp_path / "run"
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(out)]) == 0
+    model = timm.create_model(f"local-dir:{out}/weights/model", pretrained=True).eval()
+    assert model.num_classes == 2
+    assert tuple(model.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
+    ours = visiontune.load(out)
+    assert ours.class_names == ("lying", "standing")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x), ours(x))
+    backbone = timm.create_model(f"local-dir:{out}/weights/backbone", pretrained=True).eval()
+    assert torch.equal(backbone(x), model.forward_head(model.forward_features(x), pre_logits=True))
+    best = torch.load(out / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
+    assert torch.equal(best["backbone.head.fc.weight"], model.get_classifier().weight)
+
+
+def test_mae_weights_give_timm_the_same_embedding(tmp_path, recipes):
+    out = tmp_path / "run"
+    assert main([write(tmp_path / "r.yaml", recipes["mae"] | {"epochs": 1}), "--out", str(out)]) == 0
+    model = timm.create_model(f"local-dir:{out}/weights/backbone", pretrained=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(model(x), model.forward_features(x)[:, 1:].mean(dim=1), atol=1e-6)
+    assert model(x).shape == (2, 32)
+
+
+def test_the_same_run_twice_gives_the_same_bytes(tmp_path, recipes):
+    path = write(tmp_path / "r.yaml", recipes["simclr"])
+    for name in ("a", "b"):
+        assert main([path, "--out", str(tmp_path / name), "data.workers=1" if name == "a" else "data.workers=0"]) == 0
+    for file in ("weights/backbone/model.safetensors", "weights/backbone/config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+# Kills its own process, as `kill -9` would, when a batch begins; a checkpoint is due after every step.
+KILLED = """
+import os, signal, sys
+from visiontune.callbacks import checkpoints
+begin, count = checkpoints.Reseed.on_train_batch_start, [0]
+def on_train_batch_start(self, trainer, *rest):
+    count[0] += 1
+    if count[0] > {batches}:
+        os.kill(os.getpid(), signal.{signal})
+    return begin(self, trainer, *rest)
+checkpoints.Reseed.on_train_batch_start = on_train_batch_start
+from visiontune.fit import main
+sys.exit(main({argv}))
+"""
+
+
+def killed(batches, argv, name="SIGKILL"):
+    code = KILLED.format(batches=batches, signal=name, argv=argv)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def assert_same_run(a, b):
+    for file in ("weights/backbone/model.safetensors", "metrics.csv"):
+        if file.endswith("csv"):
+            assert metrics(a) == metrics(b)
+        else:
+            assert (a / file).read_bytes() == (b / file).read_bytes(), file
+    x, y = (torch.load(p / "checkpoints" / "last.ckpt", weights_only=False) for p in (a, b))
+    for k, v in x["state_dict"].items():
+        assert torch.equal(v, y["state_dict"][k]), k
+    for s, t in zip(x["optimizer_states"][0]["state"].values(), y["optimizer_states"][0]["state"].values(), strict=True):
+        assert all(torch.equal(s[k], t[k]) for k in s)
+
+
+@pytest.mark.parametrize(
+    ("kind", "batches", "every", "workers"),
+    [
+        ("mae", 4, "1e-6", 0),  # in the second epoch, a checkpoint after every step
+        ("simclr", 5, "1e-6", 1),  # workers had fetched ahead
+        ("classify", 7, "100", 0),  # the last checkpoint is an epoch's end, two batches earlier
+        ("classify", 3, "100", 1),  # right after an epoch's end
+    ],
+)
+def test_killed_and_resumed_meets_the_unbroken_runs_numbers(tmp_path, recipes, kind, batches, every, workers):
+    recipe = recipes[kind] | {"epochs": 3, "checkpoint_minutes": float(every)}
+    recipe["backbone"] = {**recipe["backbone"], "args": recipe["backbone"]["args"] | {"drop_path_rate": 0.2}}  # random in every step
+    recipe["trainer"]["log_every_n_steps"] = 2
+    path = write(tmp_path / "r.yaml", recipe)
+    assert main([path, "--out", str(tmp_path / "whole")]) == 0
+    done = killed(batches, [path, "--out", str(tmp_path / "broken"), f"data.workers={workers}"])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "broken" / "result.json").exists()
+    assert main(["--resume", str(tmp_path / "broken"), f"data.workers={1 - workers}"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    whole, broken = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", "broken"))
+    same = ("images_seen", "top1", "best_step", "loss")
+    assert {k: whole.get(k) for k in same} == {k: broken.get(k) for k in same}
+
+
+def test_accumulated_batches_may_change_between_kill_and_resume(tmp_path, recipes):
+    """The convnet here has layer norms only, so two half batches are one batch up to rounding; pictures and steps are the same."""
+    recipe = recipes["classify"] | {"epochs": 3, "checkpoint_minutes": 1e-6}
+    path = write(tmp_path / "r.yaml", recipe)
+    assert main([path, "--out", str(tmp_path / "whole")]) == 0
+    assert killed(4, [path, "--out", str(tmp_path / "broken")]).returncode == -signal.SIGKILL
+    assert main(["--resume", str(tmp_path / "broken"), "trainer.accumulate_grad_batches=2"]) == 0
+    a, b = losses(tmp_path / "whole"), losses(tmp_path / "broken")
+    assert len(a) == len(b) == 9
+    assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_sigterm_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, recipes):
+    path = write(tmp_path / "r.yaml", recipes["mae"] | {"epochs": 3})
+    assert main([path, "--out", str(tmp_path / "whole")]) == 0
+    done = killed(4, [path, "--out", str(tmp_path / "broken")], name="SIGTERM")
+    assert done.returncode == 143, done.stderr
+    assert f"--resume {tmp_path}/broken" in done.stdout
+    step = torch.load(tmp_path / "broken/checkpoints/last.ckpt", weights_only=False)["global_step"]
+    assert step == 5  # the batch that had begun was finished
+    assert main(["--resume", str(tmp_path / "broken")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_the_best_checkpoint_is_never_overwritten_by_a_worse_one_after_a_resume(tmp_path, recipes):
+    """A learning rate that ruins the model later: the best is early, and a kill after it must not lose it."""
+    recipe = recipes["classify"] | {"epochs": 6}
+    path = write(tmp_path / "r.yaml", recipe)
+    assert killed(9, [path, "--out", str(tmp_path / "r")]).returncode == -signal.SIGKILL
+    ckpt = tmp_path / "r/checkpoints/last.ckpt"
+    state = torch.load(ckpt, weights_only=False)
+    (key,) = [k for k in state["callbacks"] if k.startswith("Checkpoints")]
+    state["callbacks"][key]["best"] = 2.0  # no accuracy can beat it
+    torch.save(state, ckpt)
+    before = (tmp_path / "r/checkpoints/best.ckpt").read_bytes()
+    assert main(["--resume", str(tmp_path / "r")]) == 0
+    assert (tmp_path / "r/checkpoints/best.ckpt").read_bytes() == before
+
+
+def staged(recipes):
+    small = {"trainer": recipes["simclr"]["trainer"], "epochs": 2}
+    pre = {k: v for k, v in recipes["simclr"].items() if k not in small}
+    tuned = {k: v for k, v in recipes["classify"].items() if k not in small}
+    return small | {
+        "stages": {
+            "pretrain": pre,
+            "finetune": tuned | {"backbone": {"weights": "stage:pretrain"}},
+            "scratch": tuned,
+        }
+    }
+
+
+def test_stages_hand_on_their_backbone_and_a_broken_stage_is_gone_on_with(tmp_path, recipes):
+    path, out = write(tmp_path / "s.yaml", staged(recipes)), tmp_path / "run"
+    done = run_command("visiontune.fit", path, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "64" not in done.stderr
+    result = json.loads((out / "result.json").read_text())["stages"]
+    assert list(result) == ["pretrain", "finetune", "scratch"]
+    assert "from the weights of pretrain" in result["finetune"]["what"]
+    assert "points (standard error" in done.stdout
+    log = (out / "finetune" / "log.txt").read_text()
+    assert f"loaded from {out}/pretrain/weights/backbone" in log
+    assert "finetune/report.html" in (out / "report.html").read_text()
+
+    (out / "result.json").unlink()
+    for file in ("result.json", "checkpoints/last.ckpt"):
+        (out / "scratch" / file).unlink()
+    before = (out / "scratch/weights/model/model.safetensors").read_bytes()
+    again = run_command("visiontune.fit", "--resume", str(out))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished before") == 2
+    assert (out / "scratch/weights/model/model.safetensors").read_bytes() == before
+
+
+def test_weights_of_a_run_start_a_new_one(tmp_path, recipes):
+    main([write(tmp_path / "p.yaml", recipes["simclr"] | {"epochs": 1}), "--out", str(tmp_path / "pre")])
+    recipe = recipes["classify"] | {"epochs": 1, "backbone": {"weights": str(tmp_path / "pre")}}
+    assert main([write(tmp_path / "c.yaml", recipe), "--out", str(tmp_path / "tuned")]) == 0
+    assert json.loads((tmp_path / "tuned/result.json").read_text())["what"].endswith("from the weights of pre, 1 epochs")
+
+
+def test_the_probe_leaves_the_run_bit_identical(tmp_path, recipes, pictures):
+    recipe = recipes["simclr"]
+    probe = {"train": str(pictures / "train"), "val": str(pictures / "val"), "every": 1}
+    assert main([write(tmp_path / "a.yaml", recipe), "--out", str(tmp_path / "a")]) == 0
+    assert main([write(tmp_path / "b.yaml", recipe | {"probe": probe}), "--out", str(tmp_path / "b")]) == 0
+    weights = "weights/backbone/model.safetensors"
+    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    assert {"knn_top1", "probe_top1", "knn_top1_start", "probe_top1_start"} <= result.keys()
+
+
+def test_a_dry_run_writes_nothing(tmp_path, recipes, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([write(tmp_path / "r.yaml", recipes["mae"]), "--dry-run"]) == 0
+    assert "scaled linear to a batch of 16" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
+
+
+def test_folders_that_are_taken_and_runs_that_are_finished_name_the_cure(tmp_path, recipes, capsys):
+    path, out = write(tmp_path / "r.yaml", recipes["simclr"] | {"epochs": 1}), tmp_path / "run"
+    assert main([path, "--out", str(out)]) == 0
+    assert main([path, "--out", str(out)]) == 2
+    assert "holds a finished run; give another folder with --out, or remove it" in capsys.readouterr().err
+    assert main(["--resume", str(out)]) == 2
+    assert f"backbone.weights={out}" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path / "rum")]) == 2
+    assert "did you mean 'run'" in capsys.readouterr().err
+    assert main(["--resume", str(out), "optim.lr=1"]) == 2
+    assert "a resumed run keeps its recipe" in capsys.readouterr().err
+
+
+def test_broken_pictures_are_replaced_listed_and_shown(tmp_path, recipes, pictures, capsys):
+    import shutil
+
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures / "train", folder)
+    good = (folder / "lying" / "000.png").read_bytes()
+    (folder / "lying" / "001.png").write_bytes(good[: len(good) // 2])
+    (folder / "lying" / "002.png").write_bytes(b"")
+    (folder / "standing" / "003.png").write_text("<html>not found</html>")
+    recipe = recipes["mae"]
+    recipe["data"] |= {"train": str(folder), "max_broken": 0.1}
+    out = tmp_path / "run"
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(out)]) == 0
+    with (out / "broken.csv").open() as file:
+        causes = {os.path.basename(r["path"]): r["cause"] for r in csv.DictReader(file)}
+    assert causes == {
+        "001.png": "cut off: the file ends before the picture does",
+        "002.png": "empty file",
+        "003.png": "a web page, not a picture",
+    }
+    assert "a web page, not a picture" in (out / "report.html").read_text()
+    for path in list(folder.rglob("*.png"))[::2]:
+        path.write_bytes(b"junk")
+    assert main([str(tmp_path / "r.yaml"), "--out", str(tmp_path / "two")]) == 2
+    assert "more than data.max_broken allows (0.1)" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from visiontune import optim
+from visiontune.backbones import create
+from visiontune.errors import UserError
+
+
+def test_norms_biases_positions_and_tokens_are_not_decayed():
+    vit = create("test_vit", image_size=64)
+    groups = optim.parameter_groups(vit, weight_decay=0.1, lr=1.0)
+    undecayed = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    names = {n for n, p in vit.named_parameters() if id(p) in undecayed}
+    assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.mlp.fc1.bias"} <= names
+    assert not any(n.endswith("fc1.weight") for n in names)
+    assert len(groups) == 2
+    assert sum(len(g["params"]) for g in groups) == len(list(vit.parameters()))
+
+
+def test_layer_decay_gives_few_groups_and_the_full_rate_to_the_head():
+    vit = create("test_vit", image_size=64, num_classes=3)
+    groups = optim.parameter_groups(vit, weight_decay=0.1, lr=1.0, backbone=vit, layer_decay=0.5)
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    by_name = {n: rate[id(p)] for n, p in vit.named_parameters()}
+    assert by_name["head.weight"] == 1.0
+    depths = [by_name[f"blocks.{i}.attn.qkv.weight"] for i in range(len(vit.blocks))]
+    assert all(a == pytest.approx(0.5 * b) for a, b in zip(depths, depths[1:], strict=False))
+    assert by_name["patch_embed.proj.weight"] == pytest.approx(0.5 * depths[0])
+    assert len(groups) <= 2 * (len(vit.blocks) + 2)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("linear", 0.4), ("sqrt", 0.2), ("none", 0.1)])
+def test_learning_rates_are_for_a_batch_of_256(rule, expected):
+    assert optim.scale_lr(0.1, 1024, rule) == pytest.approx(expected)
+
+
+def test_lars_is_the_published_step():
+    """One weight with a trust ratio, one bias without; two steps written out by hand."""
+    weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([1.0]))
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = optim.LARS(groups, lr=0.5, momentum=0.9, trust=0.01)
+    w, b, mw, mb = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0]), torch.zeros(1, 2), torch.zeros(1)
+    for _ in range(2):
+        weight.grad, bias.grad = torch.tensor([[1.0, -2.0]]), torch.tensor([0.5])
+        g = weight.grad + 0.1 * w
+        mw = 0.9 * mw + 0.01 * w.norm() / g.norm() * g
+        mb = 0.9 * mb + 0.5
+        w, b = w - 0.5 * mw, b - 0.5 * mb
+        optimizer.step()
+    assert torch.allclose(weight, w)
+    assert torch.allclose(bias, b)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMISERS)
+def test_every_optimiser_lowers_a_simple_loss(name):
+    x = nn.Parameter(torch.full((4, 4), 2.0))
+    lr = {"lars": 5.0}.get(name, 0.05)
+    groups = [{"params": [x], "weight_decay": 1e-4, "lr": lr}]
+    optimizer = optim.make_optimizer(name, groups, lr=lr, betas=(0.9, 0.99), momentum=0.9, fused=False)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (x**2).sum().backward()
+        optimizer.step()
+    assert (x**2).sum() < 4 * 4 * 4
+
+
+def test_nothing_to_train_is_an_error():
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(UserError, match="frozen"):
+        optim.parameter_groups(frozen, weight_decay=0.0, lr=1.0)
