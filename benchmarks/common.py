@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+
 from visiontune.run import processor
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from common import fit, machine, write_rows
+
 from visiontune import backbones
 
 

@@ -11,9 +11,9 @@ import pytest
 import timm
 import torch
 import yaml
-from tests.conftest import ROOT, run_command
 
 import visiontune
+from tests.conftest import ROOT, run_command
 from visiontune.fit import main
 
 
@@ -43,7 +43,16 @@ def test_a_run_lowers_its_loss_and_leaves_what_the_design_says(tmp_path, recipes
     assert len(found) == 8 * 3  # log_every_n_steps: 1, 48 pictures in batches of 16
     assert sum(found[-6:]) < sum(found[:6])
     there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
-    wanted = {"recipe.yaml", "environment.json", "log.txt", "metrics.csv", "checkpoints/last.ckpt", "report.html", "README.md", "result.json"}
+    wanted = {
+        "recipe.yaml",
+        "environment.json",
+        "log.txt",
+        "metrics.csv",
+        "checkpoints/last.ckpt",
+        "report.html",
+        "README.md",
+        "result.json",
+    }
     wanted |= {"weights/backbone/model.safetensors", "weights/backbone/config.json", "pictures/views.png", "pictures/curves.png"}
     if kind == "classify":
         wanted |= {"checkpoints/best.ckpt", "weights/model/model.safetensors", "weights/model/config.json"}

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ def test_layer_decay_gives_few_groups_and_the_full_rate_to_the_head():
     by_name = {n: rate[id(p)] for n, p in vit.named_parameters()}
     assert by_name["head.weight"] == 1.0
     depths = [by_name[f"blocks.{i}.attn.qkv.weight"] for i in range(len(vit.blocks))]
-    assert all(a == pytest.approx(0.5 * b) for a, b in zip(depths, depths[1:], strict=False))
+    assert all(a == pytest.approx(0.5 * b) for a, b in itertools.pairwise(depths))
     assert by_name["patch_embed.proj.weight"] == pytest.approx(0.5 * depths[0])
     assert len(groups) <= 2 * (len(vit.blocks) + 2)
 

@@ -162,7 +162,7 @@ class Module(L.LightningModule):
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._summed += 1
-        trainer = self._trainer
+        trainer: Any = self._trainer
         if trainer is None or (trainer.global_step + 1) % trainer.log_every_n_steps or self._summed % trainer.accumulate_grad_batches:
             return
         means = (torch.stack(list(self._sums.values())) / self._summed).tolist()

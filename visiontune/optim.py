@@ -50,7 +50,7 @@ def parameter_groups(
     Raises:
         UserError: if no parameter requires a gradient.
     """
-    undecayed: set[str] = set()
+    undecayed: set[int] = set()
     for part in module.modules():
         if callable(names := getattr(part, "no_weight_decay", None)):
             undecayed |= {id(p) for n, p in part.named_parameters() if n in names()}
@@ -114,7 +114,7 @@ class LARS(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            updates = [p.grad for p in parameters]
+            updates: Any = [p.grad for p in parameters]
             if group["weight_decay"]:
                 updates = torch._foreach_add(updates, parameters, alpha=group["weight_decay"])
                 # no host synchronisation: the ratios stay tensors on the device

@@ -49,7 +49,7 @@ def test_usual_wrappings(tmp_path, wrapping, suffix):
     report = backbones.load_weights(target, path)
     assert same(source, target)
     assert report.matched == len(source.state_dict())
-    assert not (report.resized or report.missing or report.by_order)
+    assert (report.resized, report.missing, report.by_order) == ([], [], False)
 
 
 def test_safetensors(tmp_path):

@@ -24,7 +24,9 @@ def test_what_lies_under_hidden_patches_does_not_reach_the_encoder():
     assert torch.equal(module.encode(images, masking), module.encode(other, masking))
 
 
-@pytest.mark.parametrize("args", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 4}, {"reg_tokens": 2, "no_embed_class": True}])
+@pytest.mark.parametrize(
+    "args", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 4}, {"reg_tokens": 2, "no_embed_class": True}]
+)
 def test_dropping_tokens_equals_hiding_them_from_attention(args):
     module, images = mae(**args), torch.randn(2, 3, 32, 32)
     masking = random_masking(2, 16, 0.5)
@@ -77,7 +79,7 @@ def test_pictures_need_not_be_square(size):
     loss.backward()
     assert loss.isfinite()
     rows = module.pictures(torch.randint(0, 255, (2, 3, *size), dtype=torch.uint8))
-    assert {k: tuple(v.shape) for k, v in rows.items()} == {k: (2, 3, *size) for k in ("original", "masked", "painted")}
+    assert {k: tuple(v.shape) for k, v in rows.items()} == dict.fromkeys(("original", "masked", "painted"), (2, 3, *size))
 
 
 def test_every_trained_parameter_gets_a_gradient():

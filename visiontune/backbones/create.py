@@ -82,8 +82,10 @@ def create(
             if "img_size" not in str(error):
                 raise UserError(f"backbone.args: {name} refuses {_plain(args)}: {error}") from error
             model = _make(name, given)
-    size = args.get("img_size") or image_size or model.pretrained_cfg["input_size"][-1]
-    model.spec = Spec(name=name.split(".", 1)[0], args=_plain(args), image_size=size, channels=channels)
+    cfg: Any = model.pretrained_cfg
+    size = args.get("img_size") or image_size or cfg["input_size"][-1]
+    noted: Any = model
+    noted.spec = Spec(name=name.split(".", 1)[0], args=_plain(args), image_size=size, channels=channels)
     return model
 
 

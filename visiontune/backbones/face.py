@@ -4,6 +4,7 @@ B pictures, N patches or positions, D width, h x w grid.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models import group_parameters, is_model_in_modules
@@ -42,7 +43,8 @@ def tokens(model: nn.Module, images: Tensor) -> Tensor:
     x = model.forward_features(images)
     if x.ndim == 3:  # (B, prefix + N, D)
         x = x[:, getattr(model, "num_prefix_tokens", 0) :]
-        h, w = model.patch_embed.grid_size
+        patches: Any = model.patch_embed
+        h, w = patches.grid_size
         return x.transpose(1, 2).unflatten(2, (h, w))
     return x.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else x
 

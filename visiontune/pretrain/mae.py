@@ -60,7 +60,7 @@ class MAE(Module):
         if isinstance(backbone, str):
             common["backbone_args"] = BACKBONE_ARGS | (common.get("backbone_args") or {})
         super().__init__(backbone, **common)
-        vit = self.backbone
+        vit: Any = self.backbone
         if not is_plain_vit(vit):
             raise UserError(NEEDS_VIT.format(self.spec.name))
         if decoder_dim % decoder_heads:

@@ -41,11 +41,14 @@ def _augment_model() -> type[BaseModel]:
         "hue": Annotated[float, Field(ge=0, le=0.5)],
     }
     meanings = _attribute_meanings(Views.__doc__ or "")
+    fields: dict[str, Any] = {
+        f.name: (ranged.get(f.name, Fraction) | None, Field(None, description=meanings.get(f.name))) for f in dataclasses.fields(Views)
+    }
     return create_model(
         "Augment",
         __base__=Section,
         __doc__="Keys that replace the method's own views; what is not named stays as the method has it.",
-        **{f.name: (ranged.get(f.name, Fraction) | None, Field(None, description=meanings.get(f.name))) for f in dataclasses.fields(Views)},
+        **fields,
     )
 
 

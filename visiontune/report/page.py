@@ -14,34 +14,11 @@ from visiontune.recipe.yaml_lines import read_yaml
 from visiontune.report import figures
 from visiontune.run import Run
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse } td, th { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top }
-th { color: #666; font-weight: 500 } td.n { text-align: right; font-variant-numeric: tabular-nums }
-img { max-width: 100% } figure { margin: 1rem 0 } figcaption { color: #666; font-size: .9rem }
-pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; font-size: 13px } .lead { color: #555; margin-top: 0 }
-.big { font-size: 1.3rem } a { color: #1b6ca8 }
-</style></head><body>
-<h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
-{% if headline %}<p class="big">{{ headline }}</p>{% endif %}
-{% if table %}<h2>{{ table.title }}</h2><table><tr>{% for c in table.columns %}<th>{{ c }}</th>{% endfor %}</tr>
-{% for row in table.rows %}<tr>{% for cell in row %}<td{% if not loop.first %} class="n"{% endif %}>
-{%- if cell.href %}<a href="{{ cell.href }}">{{ cell.text }}</a>{% else %}{{ cell }}{% endif %}</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
-{% for picture in pictures %}<h2>{{ picture.title }}</h2><figure><img alt="{{ picture.title }}" src="data:image/png;base64,{{ picture.data }}">
-<figcaption>{{ picture.caption }}</figcaption></figure>{% endfor %}
-{% if broken %}<h2>Pictures that could not be read</h2><table><tr><th>path</th><th>cause</th></tr>
-{% for path, cause in broken %}<tr><td>{{ path }}</td><td>{{ cause }}</td></tr>{% endfor %}</table>{% if more_broken %}<p>and {{ more_broken }} more, in broken.csv</p>{% endif %}{% endif %}
-{% if notes %}<h2>What was decided, and why</h2><ul>{% for note in notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
-<h2>Recipe</h2><pre>{{ recipe }}</pre>
-<h2>Machine</h2><table>{% for name, value in machine %}<tr><th>{{ name }}</th><td>{{ value }}</td></tr>{% endfor %}</table>
-</body></html>
-"""
+PAGE = (Path(__file__).parent / "page.html").read_text()
 
 NAMES = {
-    "top1": "top-1 accuracy (best epoch)", "top1_last": "top-1 accuracy (last epoch)", "top5": "top-5 accuracy", "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
+    "top1": "top-1 accuracy (best epoch)", "top1_last": "top-1 accuracy (last epoch)", "top5": "top-5 accuracy",
+    "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
     "knn_top1_start": "k-NN top-1 before training", "probe_top1_start": "linear probe top-1 before training", "loss": "last training loss",
     "val_loss": "validation loss",
 }  # fmt: skip
@@ -67,9 +44,11 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
         title=f"{run.folder.name}: {result['task']}",
         lead=f"{result['what']}. {result['images_seen']:,} pictures seen in {clock(result['seconds'])}.",
         headline="; ".join(
-            f"{NAMES.get(k, k)} {100 * v:.1f} %" for k, v in result.items() if k in NAMES and "loss" not in k and "start" not in k and v is not None
+            f"{NAMES.get(k, k)} {100 * v:.1f} %"
+            for k, v in result.items()
+            if k in NAMES and "loss" not in k and "start" not in k and v is not None
         ),
-        table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result)},
+        table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result), "texts": 1},
         pictures=shown,
         broken=[(c["path"], c["cause"]) for c in causes[:100]],
         more_broken=max(0, len(causes) - 100),
@@ -117,7 +96,7 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
         title=run.folder.name,
         lead="Several stages, one after another.",
         headline=headline,
-        table={"title": "Stages", "columns": columns, "rows": rows},
+        table={"title": "Stages", "columns": columns, "rows": rows, "texts": 3},
         pictures=shown,
         recipe=run.recipe_file.read_text(),
         machine=_machine_rows(machine),

@@ -1,0 +1,47 @@
+"""What the README and the docs tell people to type."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from visiontune.recipe import parse_recipe, shipped_recipes
+
+
+def blocks(file: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / file).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_modules_page_runs_as_it_stands(tmp_path):
+    code = "\n".join(blocks("docs/modules.md", "python"))
+    assert "load_from_checkpoint" in code
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["torch.Size([2, 64])", "torch.Size([2, 4])"]
+
+
+def test_the_yaml_of_the_readme_is_a_sound_recipe():
+    (text,) = blocks("README.md", "yaml")
+    assert list(parse_recipe(yaml.safe_load(text)).stages) == ["pretrain", "finetune", "scratch"]
+
+
+def test_commands_in_the_readme_name_things_that_exist():
+    text = "\n".join(blocks("README.md", "bash"))
+    for name in re.findall(r"visiontune\.fit ([\w/]+)", text):
+        assert name in shipped_recipes(), name
+
+
+def test_the_tree_in_the_readme_names_every_file_at_the_top_of_the_package():
+    text = (ROOT / "README.md").read_text()
+    for path in (ROOT / "visiontune").iterdir():
+        if path.name.startswith("__pycache__") or path.name in ("__init__.py", "py.typed", "ranges.py"):
+            continue
+        assert path.name in text, path.name
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / "README.md").read_text()))
+def test_links_of_the_readme_lead_somewhere(link):
+    assert (ROOT / link).exists()

@@ -1,0 +1,120 @@
+"""What users get wrong: each ends with the cause named, exit status 2 and no traceback."""
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import run_command
+from visiontune.fit import main
+
+
+def simple(pictures, **changes):
+    recipe = {
+        "task": "pretrain",
+        "method": {"name": "mae", "decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
+        "backbone": {"name": "test_vit"},
+        "data": {"train": str(pictures / "train"), "image_size": 32, "batch_size": 8, "workers": 0},
+        "trainer": {"accelerator": "cpu"},
+        "epochs": 1,
+    }
+    for dotted, value in changes.items():
+        section, *rest = dotted.split("__")
+        if rest and value is None:
+            del recipe[section][rest[0]]
+        elif rest:
+            recipe[section] = {**recipe[section], rest[0]: value}
+        elif value is None:
+            del recipe[section]
+        else:
+            recipe[section] = value
+    return recipe
+
+
+MISTAKES = [
+    ("an unknown key", {"data__batchsize": 4}, "data.batchsize: unknown key; did you mean 'batch_size'?"),
+    ("a key of another section", {"lr": 0.1}, "lr: unknown key; it belongs at optim.lr"),
+    ("a wrong type", {"data__image_size": "large"}, "data.image_size: got 'large'; expected a whole number or a list"),
+    ("a number out of range", {"method__mask_ratio": 1.2}, "method.mask_ratio: got 1.2; expected a number below 1"),
+    ("nothing to do", {"epochs": 0}, "epochs: got 0; expected a number above 0"),
+    ("a missing section", {"backbone": None}, "backbone: is missing"),
+    ("a missing task", {"task": None}, "task: is missing; allowed: pretrain, classify"),
+    ("an unknown task", {"task": "classification"}, "task: got 'classification'; allowed: pretrain, classify; did you mean 'classify'?"),
+    ("an unknown method", {"method": "maee"}, "method: got 'maee'; allowed: mae, simclr; did you mean 'mae'?"),
+    ("a method's unknown option", {"method__temperature": 1}, "method.temperature: unknown key"),
+    ("an unknown backbone", {"backbone__name": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
+    ("a backbone that the method cannot train", {"backbone__name": "resnet18"}, "mae needs a plain vision transformer"),
+    ("a backbone's unknown argument", {"backbone__args": {"layers": 3}}, "backbone.args: test_vit refuses"),
+    ("a missing folder", {"data__train": "/no/such/photos"}, "data.train: no folder /no/such/photos; / holds the folders"),
+    ("an unknown sample", {"data__train": "sample:digit/train"}, "did you mean 'digits/train'"),
+    ("a batch larger than the data", {"data__batch_size": 1000}, "data.batch_size: got 1000, but there are 48 pictures"),
+    ("a batch that accumulation does not divide", {"trainer": {"accumulate_grad_batches": 3, "accelerator": "cpu"}},
+     "accumulated batches do not divide; try data.batch_size=6"),
+    ("a picture size that patches do not divide", {"data__image_size": 30}, "image_size|patch"),
+    ("weights that are not there", {"backbone__weights": "weights.pth"}, "backbone.weights: no file or folder 'weights.pth'"),
+    ("weights misspelt", {"backbone__weights": "randm"}, "did you mean 'random'?"),
+    ("a stage without stages", {"backbone__weights": "stage:one"}, "there is no stage 'one' before this one"),
+    ("an unknown precision", {"trainer": {"precision": "fp16"}}, "trainer.precision: got 'fp16'; expected one of auto, 32-true"),
+    ("a probe without class folders", {"probe": {"train": "LYING", "val": "LYING"}}, "has no class folders"),
+    ("views that are none", {"data__augment": {"crop_scale": [0.2]}}, "data.augment.crop_scale"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_the_cause_is_named(tmp_path, pictures, capsys, changes, message):
+    import re
+
+    recipe = simple(pictures, **changes)
+    if "probe" in changes:
+        recipe["probe"] = dict.fromkeys(("train", "val"), str(pictures / "train" / "lying"))
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert main([str(path), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    assert re.search(message if "|" in message else re.escape(message), error), error
+
+
+def test_folders_and_files_that_are_not_what_they_should_be(tmp_path, pictures, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("x")
+    (tmp_path / "weights.pth").write_text("not weights at all")
+    for changes, message in (
+        ({"data__train": str(tmp_path / "empty")}, "it is empty"),
+        ({"data__train": str(tmp_path / "texts")}, "it holds notes.txt"),
+        ({"backbone__weights": str(tmp_path / "weights.pth")}, "is not a weights file (it begins with b'not weights"),
+    ):
+        path = tmp_path / "r.yaml"
+        path.write_text(yaml.safe_dump(simple(pictures, **changes), sort_keys=False))
+        assert main([str(path), "--out", str(tmp_path / "run" / message[:9])]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_labelled_folders_that_do_not_fit(tmp_path, pictures, capsys):
+    for part, classes in (("train", "ab"), ("val", "abz")):
+        for name in classes:
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / part / name / f"{i}.png")
+    recipe = {"task": "classify", "backbone": {"name": "test_vit"}, "epochs": 1}
+    recipe["data"] = {"train": str(tmp_path / "train"), "val": str(tmp_path / "val"), "batch_size": 2, "image_size": 32}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert main([str(path), "--out", str(tmp_path / "run")]) == 2
+    assert "classes that the training folder has not: z; training has a, b" in capsys.readouterr().err
+    assert main([str(path), "--out", str(tmp_path / "run2"), "data.labels_fraction=0.5", "data.labels_per_class=1"]) == 2
+    assert "stands beside data.labels_fraction" in capsys.readouterr().err
+
+
+def test_through_the_real_command_there_is_no_traceback_either(tmp_path):
+    (tmp_path / "r.yaml").write_text("task: pretrain\nmethod: [\n")
+    done = run_command("visiontune.fit", "r.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "r.yaml:3: not YAML" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run_command("visiontune.fit", "nothing.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no file nothing.yaml and no shipped recipe of that name" in done.stderr
+    assert run_command("visiontune.fit", cwd=tmp_path).returncode == 2
