@@ -303,3 +303,13 @@ def test_broken_pictures_are_replaced_listed_and_shown(tmp_path, recipes, pictur
         path.write_bytes(b"junk")
     assert main([str(tmp_path / "r.yaml"), "--out", str(tmp_path / "two")]) == 2
     assert "more than data.max_broken allows (0.1)" in capsys.readouterr().err
+
+
+def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path, recipes):
+    source = timm.create_model(recipes["classify"]["backbone"]["name"], num_classes=0, **recipes["classify"]["backbone"]["args"])
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    recipe = recipes["classify"] | {"backbone": recipes["classify"]["backbone"] | {"weights": str(tmp_path / "w.pt")}}
+    path = write(tmp_path / "r.yaml", recipe)
+    assert killed(4, [path, "--out", str(tmp_path / "r")]).returncode == -signal.SIGKILL
+    (tmp_path / "w.pt").unlink()
+    assert main(["--resume", str(tmp_path / "r")]) == 0

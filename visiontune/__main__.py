@@ -85,10 +85,10 @@ def check(argv: list[str]) -> int:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
-    from visiontune.checks import check_backbone, check_folders
+    from visiontune.checks import CHECKS
     from visiontune.recipe import load_recipe
 
-    loaded = load_recipe(args.recipe, args.overrides, checks=[check_folders, check_backbone])
+    loaded = load_recipe(args.recipe, args.overrides, checks=CHECKS)
     stages = f", stages {', '.join(loaded.stages)}" if loaded.staged else ""
     print(f"{args.recipe}: sound{stages}")
     return 0

@@ -1,11 +1,13 @@
 """What types cannot say of a recipe, found before any data or GPU is touched: folders without pictures, unknown backbones."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from visiontune.data.folder import SUFFIXES, missing_folder
 from visiontune.data.sample import SAMPLES
 from visiontune.errors import near, some
+from visiontune.recipe.schema import is_path
 
 Found = list[tuple[str, str]]
 
@@ -37,6 +39,20 @@ def check_folders(raw: dict[str, Any]) -> Found:
     return found
 
 
+def check_weights(raw: dict[str, Any]) -> Found:
+    """A weights file or folder that is not there. (A resumed run does not need it any more, and is not asked.)"""
+    backbone = raw.get("backbone")
+    weights = backbone.get("weights", "random") if isinstance(backbone, dict) else "random"
+    if not isinstance(weights, str) or not is_path(weights) or Path(weights).exists():
+        return []
+    parent = Path(weights).absolute().parent
+    there = sorted(p.name for p in parent.iterdir()) if parent.is_dir() else []
+    listed = f"; {parent} holds {some(there, 8)}" if there else ""
+    hint = near(weights, ("random", "timm"))
+    allowed = "allowed: random, timm, a weights file, a run folder, in stages also stage:NAME"
+    return [("backbone.weights", f"no file or folder {weights!r}{hint}{listed}; {allowed}")]
+
+
 def check_backbone(raw: dict[str, Any]) -> Found:
     """A backbone's name that timm does not know. Imports timm."""
     from visiontune.backbones import check_name
@@ -47,3 +63,6 @@ def check_backbone(raw: dict[str, Any]) -> Found:
         return []
     problem = check_name(name)
     return [("backbone.name", f"got {name!r}; {problem}")] if problem else []
+
+
+CHECKS = (check_folders, check_weights, check_backbone)

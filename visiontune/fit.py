@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool) -> int:
     """A new run from a recipe."""
-    from visiontune.checks import check_backbone, check_folders
+    from visiontune.checks import CHECKS
     from visiontune.jobs import run_stages
     from visiontune.recipe import load_recipe
     from visiontune.run import Run
 
-    loaded = load_recipe(name, overrides, checks=[check_folders, check_backbone])
+    loaded = load_recipe(name, overrides, checks=CHECKS)
     folder = out or f"runs/{loaded.name}"
     if dry_run:
         for stage, recipe in loaded.stages.items():

@@ -10,7 +10,8 @@ from visiontune.recipe.schema import is_path
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_loads_and_builds(name, pictures, monkeypatch):
     # What a user gives on the command line: own folders, and here small pictures, batches and backbones of random weights.
-    loaded = load_recipe(name, [])
+    monkeypatch.chdir(pictures)
+    loaded = load_recipe(name)
     for stage, recipe in loaded.stages.items():
         recipe = recipe.model_copy(deep=True)
         if not recipe.data.train.startswith("sample:"):
@@ -25,8 +26,6 @@ def test_loads_and_builds(name, pictures, monkeypatch):
         if is_path(recipe.backbone.weights) or recipe.backbone.weights.startswith("stage:"):
             recipe.backbone.weights = "random"
             recipe.backbone.name = recipe.backbone.name or "resnet10t"
-            if recipe.backbone.name == "resnet10t":
-                recipe.backbone.args = {}
         tables = build.find_pictures(recipe)
         derived, notes = build.derive(recipe, tables, processes=1)
         module, _ = build.make_module(derived, tables)

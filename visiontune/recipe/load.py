@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from visiontune.errors import UserError, near
 from visiontune.recipe.problems import Problem, problems_of
-from visiontune.recipe.schema import TASKS, Recipe, is_path
+from visiontune.recipe.schema import TASKS, Recipe
 from visiontune.recipe.shipped import find_recipe
 from visiontune.recipe.yaml_lines import Lines, YamlError, read_value, read_yaml
 
@@ -159,13 +159,6 @@ def _check_weights(
             else:
                 why = f"there is no stage {wanted!r} before this one; earlier stages: {', '.join(earlier) or 'none'}{near(wanted, earlier)}"
             problems.append(_problem(at, "backbone.weights", why, lines))
-    elif is_path(weights) and not Path(weights).exists():
-        hint = near(weights, ("random", "timm"))
-        parent = Path(weights).absolute().parent
-        there = sorted(p.name for p in parent.iterdir())[:8] if parent.is_dir() else []
-        listed = f"; {parent} holds {', '.join(there)}" if there else ""
-        allowed = "allowed: random, timm, a weights file, a run folder" + (", stage:NAME" if at else "")
-        problems.append(_problem(at, "backbone.weights", f"no file or folder {weights!r}{hint}{listed}; {allowed}", lines))
 
 
 def _split_stages(
