@@ -313,3 +313,21 @@ def test_a_resumed_run_does_not_need_the_weights_that_it_started_from(tmp_path, 
     assert killed(4, [path, "--out", str(tmp_path / "r")]).returncode == -signal.SIGKILL
     (tmp_path / "w.pt").unlink()
     assert main(["--resume", str(tmp_path / "r")]) == 0
+
+
+def test_two_processes_train_what_one_does(tmp_path, recipes):
+    """Layer norms only, so the gradient of two halves is that of the whole batch up to rounding."""
+    recipe = recipes["classify"] | {"epochs": 2, "optim": {"name": "sgd", "lr": 0.1}}
+    path = write(tmp_path / "r.yaml", recipe)
+    assert main([path, "--out", str(tmp_path / "one")]) == 0
+    done = run_command(
+        "visiontune.fit", path, "--out", str(tmp_path / "two"), "trainer.devices=2", "trainer.strategy=ddp", OMP_NUM_THREADS="1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder:") == 2
+    one, two = (torch.load(tmp_path / n / "checkpoints/last.ckpt", weights_only=False) for n in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 6
+    for k, v in one["state_dict"].items():
+        assert torch.allclose(v.float(), two["state_dict"][k].float(), atol=1e-5), k
+    scores = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
+    assert scores[0]["images_seen"] == scores[1]["images_seen"]

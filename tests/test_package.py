@@ -56,3 +56,26 @@ def test_an_unknown_verb_is_named_with_what_is_near():
     done = run_command("visiontune", "lst")
     assert done.returncode == 2
     assert "no verb 'lst'; did you mean 'list'" in done.stderr
+
+
+def test_the_wheel_holds_recipes_and_works_away_from_the_checkout(tmp_path):
+    import os
+    import shutil
+    import zipfile
+
+    source = tmp_path / "source"
+    keep = ("visiontune", "recipes", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+    source.mkdir()
+    for name in keep:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    words = ["pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", *words], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(tmp_path / "site")}
+    for verb in (["list"], ["show", "quickstart"], ["check", "quickstart"]):
+        done = subprocess.run([sys.executable, "-m", "visiontune", *verb], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site/visiontune/report/page.html").is_file()
+    assert (tmp_path / "site/visiontune/recipes/pretrain/mae.yaml").is_file()

@@ -76,7 +76,7 @@ def _stack(pictures: list[np.ndarray]) -> Tensor:
 def export_weights(module: Module, run: Run, *, best: Path | None) -> None:
     """`weights/backbone`, and `weights/model` where there is a head: of the best checkpoint by the validation metric, else the last."""
     if best is not None:
-        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=False)["state_dict"])
+        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     mean, std = image_statistics(module)
     backbone = module.backbone
     heads = backbone.pretrained_cfg.get("classifier") or ()

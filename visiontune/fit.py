@@ -69,7 +69,7 @@ def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool
         print(f"dry run: the recipe is sound; without --dry-run it would be run in {Path(folder).absolute()}")
         return 0
     run = Run.create(folder)
-    print(f"run folder: {run.folder}", flush=True)
+    announce(run)
     if loaded.staged:
         return run_stages(run, loaded)
     run.save_recipe(loaded.single)
@@ -101,8 +101,15 @@ def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     if dry_run:
         print("\n".join(plan(recipe)))
         return 0
-    print(f"run folder: {run.folder}", flush=True)
+    announce(run)
     return fit(run, recipe)
+
+
+def announce(run: "Run") -> None:
+    from visiontune.run import is_first_process
+
+    if is_first_process():
+        print(f"run folder: {run.folder}", flush=True)
 
 
 def plan(recipe: "Recipe") -> list[str]:
@@ -173,7 +180,7 @@ def fit(run: "Run", recipe: "Recipe") -> int:
     elif trainer.is_global_zero:
         figures.picture_rows(first_pictures(data, 8, clean=False), run.pictures / "views.png")
     try:
-        trainer.fit(module, data, ckpt_path=str(run.last) if resumed else None, weights_only=False if resumed else None)
+        trainer.fit(module, data, ckpt_path=str(run.last) if resumed else None)
     except SystemExit:
         run.say(f"go on with it by: python -m visiontune.fit --resume {run.folder}")
         return 143

@@ -68,7 +68,9 @@ class Checkpoints(Checkpoint):
         if not whole or not inside:
             return
         due = time.monotonic() - self._saved > self.seconds
-        if trainer.strategy.broadcast(due) if trainer.world_size > 1 else due:
+        if trainer.world_size > 1:  # clocks differ, and asking the others costs a wait: the first process decides now and then
+            due = trainer.global_step % trainer.log_every_n_steps == 0 and trainer.strategy.broadcast(due)
+        if due:
             self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
