@@ -127,6 +127,7 @@ def plan(recipe: "Recipe") -> list[str]:
 def fit(run: "Run", recipe: "Recipe") -> int:
     """Train one recipe in its run folder, export the weights, write the report."""
     import lightning as L
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from visiontune import build
     from visiontune.callbacks.checkpoints import Checkpoints, Reseed
@@ -181,9 +182,9 @@ def fit(run: "Run", recipe: "Recipe") -> int:
         figures.picture_rows(first_pictures(data, 8, clean=False), run.pictures / "views.png")
     try:
         trainer.fit(module, data, ckpt_path=str(run.last) if resumed else None)
-    except SystemExit:
+    except SystemExit as stop:  # what Lightning makes of SIGTERM, and of Ctrl-C
         run.say(f"go on with it by: python -m visiontune.fit --resume {run.folder}")
-        return 143
+        return 143 if isinstance(stop, SIGTERMException) else 130
     if not trainer.is_global_zero:
         return 0
 

@@ -51,5 +51,16 @@ def test_an_unknown_name_is_told_with_near_ones(name, hint):
 def test_pictures_too_small_and_arguments_unknown_are_told():
     with pytest.raises(UserError, match="data.image_size: got 4x4"):
         backbones.describe(backbones.create("test_convnext"), 4)
-    with pytest.raises(UserError, match="backbone.args: resnet18 refuses"):
+    with pytest.raises(UserError, match="backbone.args: resnet18 refuses {'patch_size': 4}"):
         backbones.create("resnet18", image_size=32, args={"patch_size": 4})
+
+
+def test_weights_that_cannot_be_fetched_are_told(monkeypatch):
+    import timm
+
+    def no_network(*args, pretrained=False, **more):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(UserError, match="could not fetch weights for resnet18 .no route to host"):
+        backbones.create("resnet18", pretrained=True)

@@ -76,11 +76,11 @@ def create(
     else:
         # Whether an architecture has an img_size is known to its constructor alone: convnets refuse the argument by name.
         try:
-            model = timm.create_model(name, **given, img_size=image_size)
+            model = _make(name, given | {"img_size": image_size})
             args["img_size"] = image_size
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise UserError(f"backbone.args: {name} refuses {_plain(args)}: {error}") from error
+        except UserError as error:
+            if "'img_size'" not in str(error):
+                raise
             model = _make(name, given)
     cfg: Any = model.pretrained_cfg
     size = args.get("img_size") or image_size or cfg["input_size"][-1]
@@ -92,8 +92,15 @@ def create(
 def _make(name: str, given: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **given)
-    except TypeError as error:
-        raise UserError(f"backbone.args: {name} refuses its arguments: {error}") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if given["pretrained"] and not isinstance(error, TypeError):
+            raise UserError(
+                f"backbone.weights: got 'timm', but timm could not fetch weights for {name} ({reason}); "
+                "without a network, give a weights file, or random"
+            ) from error
+        own = {k: v for k, v in given.items() if k not in ("in_chans", "num_classes", "pretrained", "img_size")}
+        raise UserError(f"backbone.args: {name} refuses {_plain(own)}: {reason}") from error
 
 
 def _plain(args: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.steps_per_epoch, self.seconds, self.monitor, self.say = folder, steps_per_epoch, minutes * 60, monitor, say
         self.best: float | None = None
         self.best_step = 0
+        self.ask_every = 10  # steps
         self._saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class Checkpoints(Checkpoint):
             return
         due = time.monotonic() - self._saved > self.seconds
         if trainer.world_size > 1:  # clocks differ, and asking the others costs a wait: the first process decides now and then
-            due = trainer.global_step % trainer.log_every_n_steps == 0 and trainer.strategy.broadcast(due)
+            due = trainer.global_step % self.ask_every == 0 and trainer.strategy.broadcast(due)
         if due:
             self._save(trainer, "last.ckpt")
 
