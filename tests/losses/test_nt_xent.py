@@ -1,5 +1,4 @@
 import math
-import os
 
 import pytest
 import torch
@@ -85,8 +84,8 @@ def _half(rank: int, file: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path):
-    os.environ["OMP_NUM_THREADS"] = "1"
+def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     mp.spawn(_half, args=(str(tmp_path / "meet"), str(tmp_path / "out")), nprocs=2)
     loss, gradient = torch.load(tmp_path / "out")
     weight = torch.eye(16, dtype=torch.float64, requires_grad=True)
