@@ -336,3 +336,11 @@ def test_two_processes_train_what_one_does(tmp_path, recipes):
         assert torch.allclose(v.float(), two["state_dict"][k].float(), atol=1e-5), k
     scores = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
     assert scores[0]["images_seen"] == scores[1]["images_seen"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_losses_of_the_plain_one(tmp_path, recipes):
+    path = write(tmp_path / "r.yaml", recipes["classify"])
+    for name, setting in (("plain", "compile=false"), ("compiled", "compile=true")):
+        assert main([path, "--out", str(tmp_path / name), setting]) == 0
+    assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "compiled"), rel=1e-3)

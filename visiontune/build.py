@@ -312,10 +312,10 @@ def compile_blocks(model: torch.nn.Module) -> int:
     for name in ("blocks", "stages", "layer1", "layer2", "layer3", "layer4", "layers"):
         part = getattr(model, name, None)
         for block in part.children() if part is not None else ():
-            block.compile()
+            block.compile(dynamic=False)  # blocks of other widths are other programs, not one with symbols for sizes
             count += 1
     if not count:
-        model.compile()
+        model.compile(dynamic=False)
         count = 1
     return count
 
