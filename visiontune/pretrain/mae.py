@@ -73,7 +73,7 @@ class MAE(Module):
 
         # ------------------------------------------------------------ encoder: timm's, with fixed sine-cosine positions
         if vit.pos_embed is not None:
-            if common.get("weights", "random") == "random":
+            if isinstance(backbone, str) and common.get("weights", "random") == "random":  # a module of one's own may be trained
                 prefix = vit.pos_embed.shape[1] - N
                 with torch.no_grad():
                     vit.pos_embed.copy_(sincos_positions(D, self.grid, prefix))
