@@ -40,7 +40,7 @@ def test_learning_rates_are_for_a_batch_of_256(rule, expected):
 def test_lars_is_the_published_step():
     """One weight with a trust ratio, one bias without; two steps written out by hand."""
     weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([1.0]))
-    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
+    groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0, "adapt": False}]
     optimizer = optim.LARS(groups, lr=0.5, momentum=0.9, trust=0.01)
     w, b, mw, mb = torch.tensor([[3.0, 4.0]]), torch.tensor([1.0]), torch.zeros(1, 2), torch.zeros(1)
     for _ in range(2):
@@ -71,3 +71,13 @@ def test_nothing_to_train_is_an_error():
     frozen = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(UserError, match="frozen"):
         optim.parameter_groups(frozen, weight_decay=0.0, lr=1.0)
+
+
+def test_lars_keeps_its_trust_ratio_without_weight_decay():
+    layer = nn.Linear(4, 4)
+    groups = optim.parameter_groups(layer, weight_decay=0.0, lr=6.4)
+    optimizer = optim.LARS(groups, lr=6.4, trust=0.001)
+    before = layer.weight.detach().clone()
+    layer(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert (layer.weight.detach() - before).norm().item() == pytest.approx(float(6.4 * 0.001 * before.norm()), rel=1e-4)

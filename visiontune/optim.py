@@ -61,13 +61,14 @@ def parameter_groups(
         depth = {id(p): order[n] for n, p in backbone.named_parameters()}
         deepest = max(order.values())
 
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim <= 1 or id(parameter) in undecayed else weight_decay
+        adapt = parameter.ndim > 1 and id(parameter) not in undecayed
+        decay = weight_decay if adapt else 0.0
         scale = layer_decay ** (deepest - depth[id(parameter)]) if layer_decay and id(parameter) in depth else 1.0
-        group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr": lr * scale})
+        group = groups.setdefault((decay, scale, adapt), {"params": [], "weight_decay": decay, "lr": lr * scale, "adapt": adapt})
         group["params"].append(parameter)
     if not groups:
         raise UserError("optim: nothing to train, every parameter is frozen")
@@ -97,12 +98,12 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling for large batches. You et al. 2017 (arXiv 1708.03888).
 
     The convention is that of SimCLR's code and of solo-learn: the learning rate multiplies the gradient after the momentum
-    buffer (`p -= lr * buffer`), the trust ratio is `trust * |p| / |g + wd * p|`, and parameters without weight decay (biases,
-    norms) take plain momentum steps without a trust ratio.
+    buffer (`p -= lr * buffer`), the trust ratio is `trust * |p| / |g + wd * p|`, and groups marked `adapt: False` (biases,
+    norms) take plain momentum steps without a trust ratio, whatever the weight decay of the others.
     """
 
     def __init__(self, params: Iterable, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 0.001):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "adapt": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -115,7 +116,7 @@ class LARS(torch.optim.Optimizer):
             if not parameters:
                 continue
             updates: Any = [p.grad for p in parameters]
-            if group["weight_decay"]:
+            if group["adapt"]:
                 updates = torch._foreach_add(updates, parameters, alpha=group["weight_decay"])
                 # no host synchronisation: the ratios stay tensors on the device
                 ratios = []

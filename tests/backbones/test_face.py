@@ -28,6 +28,13 @@ def test_what_a_backbone_is_said_to_give_is_what_it_gives(name, size):
     assert list(face.strides) == sorted(face.strides)
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "mixer_s32_224", "hiera_tiny_224"])
+def test_families_without_a_grid_of_tokens_still_give_an_embedding(name):
+    model = backbones.create(name)
+    face = backbones.describe(model, 224)
+    assert backbones.embed(model.eval(), torch.zeros(1, 3, 224, 224)).shape == (1, face.width)
+
+
 def test_the_embedding_is_what_timms_headless_model_gives():
     model = backbones.create("test_resnet", image_size=64).eval()
     images = torch.randn(2, 3, 64, 64)

@@ -20,15 +20,15 @@ class Face:
 
     Attributes:
         width: D of the embedding.
-        token_width: D of `tokens`.
-        grid: rows and columns of `tokens`.
+        token_width: D of `tokens`; None for a family without a grid of tokens.
+        grid: rows and columns of `tokens`, likewise.
         strides: pixels per position of each level of `features`; empty where the family has no intermediate levels.
         widths: channels of each level.
     """
 
     width: int
-    token_width: int
-    grid: tuple[int, int]
+    token_width: int | None
+    grid: tuple[int, int] | None
     strides: tuple[int, ...]
     widths: tuple[int, ...]
 
@@ -76,8 +76,15 @@ def describe(model: nn.Module, image_size: int | tuple[int, int], channels: int 
         with torch.no_grad():
             blank = torch.zeros(1, channels, H, W, device=parameter.device, dtype=parameter.dtype)
             width = embed(model, blank).shape[1]
-            grid = tokens(model, blank).shape
-            levels = features(model, blank) if hasattr(model, "forward_intermediates") else []
+            # A family need not have a grid of tokens or levels to give an embedding (LeViT, Mixer, Hiera, ...).
+            try:
+                grid = tuple(tokens(model, blank).shape)
+            except (RuntimeError, AttributeError, ValueError, TypeError):
+                grid = None
+            try:
+                levels = features(model, blank)
+            except (RuntimeError, AttributeError, ValueError, TypeError):  # UserError is a ValueError
+                levels = []
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"data.image_size: got {H}x{W}, and {type(model).__name__} cannot take pictures of that size ({str(error).splitlines()[0]}); "
@@ -87,8 +94,8 @@ def describe(model: nn.Module, image_size: int | tuple[int, int], channels: int 
         model.train(training)
     return Face(
         width=width,
-        token_width=grid[1],
-        grid=(grid[2], grid[3]),
+        token_width=grid[1] if grid else None,
+        grid=(grid[2], grid[3]) if grid else None,
         strides=tuple(H // m.shape[-2] for m in levels),
         widths=tuple(m.shape[1] for m in levels),
     )
