@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import convert_sync_batchnorm
 
 from visiontune import backbones, optim
 from visiontune.data.datamodule import Broken, PictureData
@@ -323,7 +324,6 @@ def compile_blocks(model: torch.nn.Module) -> int:
 def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
     """Lightning's Trainer from the recipe's `trainer` section."""
     t = recipe.trainer
-    several = torch.cuda.is_available() and (torch.cuda.device_count() > 1 if t.devices == "auto" else t.devices not in (1, [0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return L.Trainer(
@@ -335,7 +335,6 @@ def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], l
             max_epochs=recipe.epochs,
             accumulate_grad_batches=t.accumulate_grad_batches,
             log_every_n_steps=t.log_every_n_steps,
-            sync_batchnorm=several if t.sync_batchnorm is None else t.sync_batchnorm,
             deterministic=t.deterministic,
             use_distributed_sampler=False,  # our order knows ranks itself
             num_sanity_val_steps=0,
@@ -365,6 +364,16 @@ def tensorboard(folder: Path) -> list[Any]:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return [TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)]
+
+
+def sync_batch_norms(module: Module, recipe: Recipe, trainer: L.Trainer) -> None:
+    """Batch norms over all processes, by timm's function: Lightning's (torch's) drops the activation inside timm's BatchNormAct2d.
+
+    By default where several CUDA devices train; torch's synchronised norm refuses the CPU.
+    """
+    wanted = recipe.trainer.sync_batchnorm
+    if wanted if wanted is not None else trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
+        convert_sync_batchnorm(module)
 
 
 def check_split(recipe: Recipe, trainer: L.Trainer) -> None:

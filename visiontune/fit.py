@@ -148,6 +148,7 @@ def fit(run: "Run", recipe: "Recipe") -> int:
     module, loaded = build.make_module(recipe, tables, resumed=resumed)
     notes = [*tables.notes, *derived, *loaded]
     if not resumed:
+        run.metrics_file.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         run.save_recipe(recipe, header=notes)
     run.say("\n".join(notes))
     data = build.make_data(recipe, tables, run.broken_file)
@@ -175,6 +176,7 @@ def fit(run: "Run", recipe: "Recipe") -> int:
     # ---------------------------------------------------------------- train
     trainer = build.make_trainer(recipe, run.folder, callbacks=callbacks, loggers=[metrics, *build.tensorboard(run.folder)])
     build.check_split(recipe, trainer)
+    build.sync_batch_norms(module, recipe, trainer)
     run.save_environment(environment())
     if resumed:
         run.say(f"resumed from {run.last}")
