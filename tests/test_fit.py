@@ -152,12 +152,15 @@ def assert_same_run(a, b):
         ("simclr", 5, "1e-6", 1),  # workers had fetched ahead
         ("classify", 7, "100", 0),  # the last checkpoint is an epoch's end, two batches earlier
         ("classify", 3, "100", 1),  # right after an epoch's end
+        ("simclr", 5, "100", 0),  # rows beyond the last checkpoint are trained, and logged, again
+        ("simclr", 2, "100", 0),  # before the first checkpoint
     ],
 )
-def test_killed_and_resumed_meets_the_unbroken_runs_numbers(tmp_path, recipes, kind, batches, every, workers):
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_killed_and_resumed_meets_the_unbroken_runs_numbers(tmp_path, recipes, kind, batches, every, workers, log_every):
     recipe = recipes[kind] | {"epochs": 3, "checkpoint_minutes": float(every)}
     recipe["backbone"] = {**recipe["backbone"], "args": recipe["backbone"]["args"] | {"drop_path_rate": 0.2}}  # random in every step
-    recipe["trainer"]["log_every_n_steps"] = 2
+    recipe["trainer"]["log_every_n_steps"] = log_every
     path = write(tmp_path / "r.yaml", recipe)
     assert main([path, "--out", str(tmp_path / "whole")]) == 0
     done = killed(batches, [path, "--out", str(tmp_path / "broken"), f"data.workers={workers}"])

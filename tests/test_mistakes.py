@@ -56,6 +56,7 @@ MISTAKES = [
     ("a stage without stages", {"backbone__weights": "stage:one"}, "there is no stage 'one' before this one"),
     ("an unknown precision", {"trainer": {"precision": "fp16"}}, "trainer.precision: got 'fp16'; expected one of auto, 32-true"),
     ("a probe without class folders", {"probe": {"train": "LYING", "val": "LYING"}}, "has no class folders"),
+    ("a strategy that is none", {"trainer": {"accelerator": "cpu", "strategy": "dpp"}}, "trainer: Lightning refuses these settings"),
     ("views that are none", {"data__augment": {"crop_scale": [0.2]}}, "data.augment.crop_scale"),
 ]  # fmt: skip
 

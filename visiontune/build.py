@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import convert_sync_batchnorm
 
@@ -326,7 +327,7 @@ def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], l
     t = recipe.trainer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return L.Trainer(
+        return _trainer(
             accelerator=t.accelerator,
             devices=t.devices,
             strategy=t.strategy,
@@ -364,6 +365,13 @@ def tensorboard(folder: Path) -> list[Any]:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     return [TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)]
+
+
+def _trainer(**settings: Any) -> L.Trainer:
+    try:
+        return L.Trainer(**settings)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:  # a device, strategy or precision that is not there
+        raise UserError(f"trainer: Lightning refuses these settings here: {str(error).strip().splitlines()[0]}") from error
 
 
 def sync_batch_norms(module: Module, recipe: Recipe, trainer: L.Trainer) -> None:

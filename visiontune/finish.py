@@ -59,8 +59,8 @@ def first_pictures(data: PictureData, count: int, *, clean: bool) -> Any:
         rows.append([] if clean else data.train_transform(picture, rng))
         if len(kept) == count:
             break
-    if not kept:
-        kept = [np.zeros((*size, 3), dtype=np.uint8)]
+    if not kept:  # nothing to show; the loader will tell why, with the paths
+        kept, rows = [np.zeros((*size, 3), dtype=np.uint8)], [[np.zeros((*size, 3), dtype=np.uint8)]]
     pictures = _stack(kept)
     if clean:
         return pictures

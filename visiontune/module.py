@@ -138,8 +138,10 @@ class Module(L.LightningModule):
         )
         # A fused optimiser unscales fp16 gradients itself, after clipping: there it would clip the scaled ones.
         fp16_clipped = self.clip is not None and str(self.trainer.precision).startswith("16")
+        # Lightning's own clipping refuses fused optimisers in mixed precision.
+        lightning_clips = self.trainer.gradient_clip_val is not None
         optimizer = optim.make_optimizer(
-            self.optimizer_name, groups, lr=self.lr, betas=self.betas, momentum=self.momentum, fused=not fp16_clipped
+            self.optimizer_name, groups, lr=self.lr, betas=self.betas, momentum=self.momentum, fused=not (fp16_clipped or lightning_clips)
         )
         factor = optim.cosine_with_warmup(total, warmup, self.min_lr_factor)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

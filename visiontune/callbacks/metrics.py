@@ -56,7 +56,8 @@ class MetricsCsv(Logger):
         rows = read_metrics(self.path)
         if rows:
             self.columns = list(rows[0])
-            self._rewrite([r for r in rows if int(r["step"]) <= step])
+            # Lightning numbers a step from 0, so `step` itself is still to come; a probe's row counts the steps done.
+            self._rewrite([r for r in rows if int(r["step"]) < step or (int(r["step"]) == step and r.get("knn_top1"))])
             kept = read_metrics(self.path)
             self._started -= float(kept[-1]["seconds"]) if kept else 0.0
 
