@@ -51,6 +51,8 @@ class Run:
         run = cls(folder)
         if not is_first_process():
             return run
+        if run.folder.exists() and not run.folder.is_dir():
+            raise UserError(f"--out: {run.folder} is a file; give the name of a folder that is new or empty")
         if run.folder.exists() and any(run.folder.iterdir()):
             resume = f"python -m visiontune.fit --resume {shlex.quote(str(folder))}"
             state = "holds a finished run" if run.finished else "is not empty"

@@ -191,3 +191,19 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
     (tmp_path / "something.txt").write_text("x")
     with pytest.raises(UserError, match="something.txt"):
         backbones.load_weights(vit(), tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new"), [((16, 64), (32, 32)), ((32, 64), (64, 128)), ((16, 64), (32, 128))])
+def test_position_embeddings_of_pictures_that_are_not_square_keep_their_rows_and_columns(tmp_path, old, new):
+    """The folder's config.json tells the grid: the same number of patches in another shape is resized, too."""
+    from timm.layers import resample_abs_pos_embed
+
+    from visiontune.export import save_timm_folder
+
+    source, target = vit(image_size=old), vit(image_size=new)
+    save_timm_folder(source, tmp_path / "w", source.spec, mean=[0.5] * 3, std=[0.5] * 3)
+    report = backbones.load_weights(target, tmp_path / "w")
+    grids = [[size[0] // 8, size[1] // 8] for size in (new, old)]
+    expected = resample_abs_pos_embed(source.pos_embed, grids[0], old_size=grids[1], num_prefix_tokens=1)
+    assert torch.equal(target.pos_embed, expected)
+    assert len(report.resized) == 1

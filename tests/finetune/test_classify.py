@@ -51,3 +51,14 @@ def test_accuracy_counts_every_picture_once_whatever_the_batches():
 def test_an_unknown_way_to_tune_is_refused():
     with pytest.raises(UserError, match="tune: got 'some'; allowed: full, head"):
         classifier(tune="some")
+
+
+def test_both_heads_of_a_distilled_model_are_trained_and_a_fitting_classifier_of_ones_own_stays():
+    import timm
+
+    module = Classifier("deit_tiny_distilled_patch16_224", num_classes=3, image_size=32, tune="head")
+    trained = {n.split(".")[1] for n, p in module.named_parameters() if p.requires_grad}
+    assert trained == {"head", "head_dist"}
+    own = timm.create_model("test_resnet", num_classes=4)
+    before = own.get_classifier().weight.clone()
+    assert torch.equal(Classifier(own, num_classes=4).backbone.get_classifier().weight, before)

@@ -119,3 +119,14 @@ def test_backbones_that_do_not_fit_are_told_what_does():
         MAE("resnet18", image_size=32)
     with pytest.raises(UserError, match="decoder_heads"):
         MAE(create("vit_tiny_patch16_224", image_size=32), image_size=32, decoder_dim=16, decoder_heads=3)
+
+
+def test_a_size_that_patches_do_not_divide_is_told():
+    with pytest.raises(UserError, match="image_size: got 36x36, which patches of 8x8 pixels do not divide"):
+        mae(image_size=36)
+
+
+def test_position_embeddings_of_a_trained_module_of_ones_own_stay():
+    own = create("vit_tiny_patch16_224", image_size=32, args=SMALL)
+    before = own.pos_embed.detach().clone()
+    assert torch.equal(MAE(own, image_size=32, **DECODER).backbone.pos_embed, before)

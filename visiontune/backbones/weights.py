@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from visiontune.backbones.files import read_weights
+from visiontune.backbones.files import read_config, read_weights
 from visiontune.errors import UserError, some
 
 # Not learned, or rebuilt by the model itself: a file may lack them.
@@ -84,6 +84,7 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
             raise UserError(_no_fit(path, model, body, tensors))
         named, report.by_order = ordered, True
 
+    grid = _grid_of(path, named)
     found: dict[str, Tensor] = {}
     wrong: list[str] = []
     for name, target in body.items():
@@ -92,8 +93,9 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
                 report.missing.append(name)
             continue
         value = named[name]
-        if value.shape != target.shape:
-            resized = _resize(model, name, value, target)
+        turned = name == "pos_embed" and grid is not None and grid != tuple(getattr(model.patch_embed, "grid_size", grid))
+        if value.shape != target.shape or turned:
+            resized = _resize(model, name, value, target, grid)
             if resized is None:
                 wrong.append(f"{name} {tuple(value.shape)} (needed {tuple(target.shape)})")
                 continue
@@ -153,15 +155,29 @@ def _by_order(sets: list[tuple[str, dict[str, Tensor]]], body: dict[str, Tensor]
     return None
 
 
-def _resize(model: nn.Module, name: str, value: Tensor, target: Tensor) -> Tensor | None:
-    """`value` brought to the shape of `target` where timm knows how, else None."""
+def _grid_of(path: str | Path, named: dict[str, Tensor]) -> tuple[int, int] | None:
+    """Rows and columns of patches that a file's position embedding was made for, where a config.json beside it tells."""
+    config = read_config(Path(path))
+    patch = named.get("patch_embed.proj.weight")
+    size = (config or {}).get("pretrained_cfg", {}).get("input_size")
+    if patch is None or patch.ndim != 4 or not size:
+        return None
+    return size[1] // patch.shape[2], size[2] // patch.shape[3]
+
+
+def _resize(model: nn.Module, name: str, value: Tensor, target: Tensor, old: tuple[int, int] | None) -> Tensor | None:
+    """`value` brought to the shape of `target` where timm knows how, else None.
+
+    `old` is the grid of the file's patches; a file that does not tell is taken for square pictures, as all published ones are.
+    """
     if name.endswith("pos_embed") and value.ndim == 3 and value.shape[-1] == target.shape[-1]:
         prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 0)
         side = int((value.shape[1] - prefix) ** 0.5)
-        if side * side != value.shape[1] - prefix:
+        old = old or (side, side)
+        if old[0] * old[1] != value.shape[1] - prefix:
             return None
         grid = model.patch_embed.grid_size
-        return resample_abs_pos_embed(value, list(grid), old_size=[side, side], num_prefix_tokens=prefix)
+        return resample_abs_pos_embed(value, list(grid), old_size=list(old), num_prefix_tokens=prefix)
     if name.endswith("relative_position_bias_table"):
         window = model.get_submodule(name.rpartition(".")[0]).window_size
         return resize_rel_pos_bias_table(value, new_window_size=window, new_bias_shape=tuple(target.shape))

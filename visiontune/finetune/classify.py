@@ -3,7 +3,7 @@
 B pictures, D width, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -46,21 +46,29 @@ class Classifier(Module):
         if tune not in ("full", "head"):
             raise UserError(f"tune: got {tune!r}; allowed: full, head")
         super().__init__(backbone, num_classes=num_classes, **common)
-        classifier = self.backbone.get_classifier()
-        if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity) or self.backbone.num_classes != num_classes:
+        fits = self.backbone.num_classes == num_classes
+        if not fits:
             self.backbone.reset_classifier(num_classes)
-        # A classifier of small weights starts from about equal scores, whatever the backbone's scale.
-        for parameter in self.backbone.get_classifier().parameters():
-            nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.trunc_normal_(parameter, std=0.01)
+        if isinstance(backbone, str) or not fits:  # a classifier that came with a module of one's own stays as it is
+            # Small weights start from about equal scores, whatever the backbone's scale.
+            for parameter in self.classifier_parameters():
+                nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.trunc_normal_(parameter, std=0.01)
         self.tune, self.label_smoothing = tune, label_smoothing
         self.class_names = tuple(class_names or map(str, range(num_classes)))
         if tune == "head":
             self.backbone.requires_grad_(False)
-            self.backbone.get_classifier().requires_grad_(True)
+            for parameter in self.classifier_parameters():
+                parameter.requires_grad_(True)
         accuracy = {"top1": torchmetrics.Accuracy("multiclass", num_classes=num_classes, average="micro")}
         if num_classes > 5:
             accuracy["top5"] = torchmetrics.Accuracy("multiclass", num_classes=num_classes, average="micro", top_k=5)
         self.metrics = torchmetrics.MetricCollection({**accuracy, "loss": torchmetrics.MeanMetric()}, prefix="val/", compute_groups=False)
+
+    def classifier_parameters(self) -> Iterator[nn.Parameter]:
+        """Of timm's classifier, or of both of a distilled model's."""
+        heads = self.backbone.get_classifier()
+        for head in heads if isinstance(heads, tuple) else (heads,):
+            yield from head.parameters()
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)

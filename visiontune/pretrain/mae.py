@@ -68,6 +68,12 @@ class MAE(Module):
         self.mask_ratio, self.norm_pixels = mask_ratio, norm_pixels
         self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        size = self.spec.image_size
+        H, W = (size, size) if isinstance(size, int) else size
+        if (self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1]) != (H, W):
+            raise UserError(
+                f"data.image_size: got {H}x{W}, which patches of {self.patch_size[0]}x{self.patch_size[1]} pixels do not divide"
+            )
         N, D, E = self.grid[0] * self.grid[1], vit.embed_dim, decoder_dim
         P = self.patch_size[0] * self.patch_size[1] * self.spec.channels
 

@@ -63,7 +63,11 @@ def load_recipe(name: str, overrides: Sequence[str] = (), checks: Sequence[Check
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> tuple[Any, Lines]:
-    raw, lines = read_yaml(path.read_text(), path.name)
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise YamlError(f"{path.name}: not YAML: not a text file") from error
+    raw, lines = read_yaml(text, path.name)
     if not isinstance(raw, dict):
         raise YamlError(f"{path.name}: expected `key: value` lines but got {type(raw).__name__}")
     if "extends" not in raw:
@@ -175,8 +179,9 @@ def _split_stages(
     shared = {k: v for k, v in raw.items() if k != "stages"}
     out: dict[str, dict[str, Any]] = {}
     used: set[str] = set()
-    for name, own in stages.items():
-        if not str(name).replace("_", "").replace("-", "").isalnum():
+    for key, own in stages.items():
+        name = str(key)
+        if not name.replace("_", "").replace("-", "").isalnum():
             problems.append(_problem((), f"stages.{name}", "a stage's name is a folder's name: letters, digits, - and _", lines))
         task = own.get("task", shared.get("task"))
         known = set(TASKS[task].model_fields) if task in TASKS else set(shared)
@@ -190,7 +195,7 @@ def _split_stages(
             if path[0] in shared and path[0] in known:
                 lines.setdefault(("stages", name, *path), where)
         out[name] = merged
-    keys = [(k, lines.get((k,), "")) for k in shared] + [(p[0], "command line") for p, _ in sets]
+    keys = [(str(k), lines.get((str(k),), "")) for k in shared] + [(p[0], "command line") for p, _ in sets]
     for key, where in keys:
         if key not in used:
             allowed = sorted({f for t in TASKS.values() for f in t.model_fields})

@@ -11,6 +11,7 @@ from visiontune.ranges import Fraction, NonNegativeFloat, NonNegativeInt, OpenFr
 from visiontune.recipe.options import methods, read_options
 
 Auto = Literal["auto"]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Size = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
@@ -69,8 +70,10 @@ class Data(Section):
     workers: NonNegativeInt | Auto = Field("auto", description="loader processes for each device")
     augment: Augment = Field(default_factory=Augment, description="replaces keys of the method's own views")  # type: ignore[valid-type]
     max_broken: Fraction = Field(0.01, description="largest share of unreadable pictures; five are forgiven in any folder")
-    mean: list[float] | None = Field(None, description="of each channel in [0, 1]; default: of the weights, else timm's of the backbone")
-    std: list[float] | None = Field(None, description="likewise")
+    mean: tuple[Fraction, Fraction, Fraction] | None = Field(
+        None, description="of each channel in [0, 1]; default: of the weights, else timm's of the backbone"
+    )
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(None, description="likewise")
 
 
 class LabelledData(Data):
@@ -98,7 +101,7 @@ class Optim(Section):
     lr: PositiveFloat | None = Field(None, description="learning rate, for a batch of 256 unless lr_scale is none; default: the method's")
     lr_scale: Literal["linear", "sqrt", "none"] = Field("none", description="how lr follows batch_size")
     weight_decay: NonNegativeFloat | None = Field(None, description="of weights with more than one dimension; default: the method's")
-    betas: tuple[Fraction, Fraction] | None = Field(None, description="of adamw and adam; default: the method's")
+    betas: tuple[BelowOne, BelowOne] | None = Field(None, description="of adamw and adam; default: the method's")
     momentum: Fraction | None = Field(None, description="of sgd and lars; default: 0.9")
     warmup_epochs: NonNegativeFloat | None = Field(None, description="linear warm-up; default: a tenth of the epochs, at most 40")
     min_lr_factor: Fraction = Field(0.0, description="what the cosine ends at, as a share of lr")
