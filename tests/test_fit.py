@@ -347,3 +347,55 @@ def test_a_compiled_run_has_the_losses_of_the_plain_one(tmp_path, recipes):
     for name, setting in (("plain", "compile=false"), ("compiled", "compile=true")):
         assert main([path, "--out", str(tmp_path / name), setting]) == 0
     assert losses(tmp_path / "plain") == pytest.approx(losses(tmp_path / "compiled"), rel=1e-3)
+
+
+def test_pictures_that_changed_between_kill_and_resume_are_noticed(tmp_path, recipes, pictures, capsys):
+    import shutil
+
+    shutil.copytree(pictures / "train", tmp_path / "photos")
+    recipe = recipes["simclr"]
+    recipe["data"] |= {"train": str(tmp_path / "photos")}
+    path = write(tmp_path / "r.yaml", recipe)
+    assert killed(4, [path, "--out", str(tmp_path / "r")]).returncode == -signal.SIGKILL
+    extra = tmp_path / "photos" / "lying" / "new.png"
+    shutil.copy(tmp_path / "photos" / "lying" / "000.png", extra)
+    assert main(["--resume", str(tmp_path / "r")]) == 2
+    assert "the training pictures have changed since the run began (48 pictures" in capsys.readouterr().err
+    extra.unlink()
+    assert main(["--resume", str(tmp_path / "r")]) == 0
+
+
+def test_a_run_killed_after_its_last_step_has_the_whole_result_when_resumed(tmp_path, recipes):
+    path = write(tmp_path / "r.yaml", recipes["classify"])
+    assert main([path, "--out", str(tmp_path / "r")]) == 0
+    before = json.loads((tmp_path / "r/result.json").read_text())
+    weights = digest(tmp_path / "r/weights/model/model.safetensors")
+    (tmp_path / "r/result.json").unlink()
+    assert main(["--resume", str(tmp_path / "r")]) == 0
+    after = json.loads((tmp_path / "r/result.json").read_text())
+    measured = ("seconds", "images_per_second", "peak_memory_bytes")
+    assert {k: v for k, v in before.items() if k not in measured} == {k: v for k, v in after.items() if k not in measured}
+    assert digest(tmp_path / "r/weights/model/model.safetensors") == weights
+
+
+def test_a_mistake_leaves_no_folder_behind_and_one_in_a_later_stage_is_found_before_the_first(tmp_path, recipes, capsys):
+    recipe = recipes["simclr"] | {"epochs": 1}
+    path, out = write(tmp_path / "r.yaml", recipe), tmp_path / "run"
+    assert main([path, "--out", str(out), "data.batch_size=1000"]) == 2
+    assert not out.exists()
+    assert main([path, "--out", str(out)]) == 0
+    stages = staged(recipes)
+    stages["stages"]["finetune"]["data"] = stages["stages"]["finetune"]["data"] | {"batch_size": 1000}
+    assert main([write(tmp_path / "s.yaml", stages), "--out", str(tmp_path / "stages")]) == 2
+    assert "stages.finetune: data.batch_size: got 1000" in capsys.readouterr().err
+    assert not (tmp_path / "stages").exists()
+
+
+def test_pictures_that_are_all_broken_are_told_with_their_causes(tmp_path, recipes, capsys):
+    (tmp_path / "photos").mkdir()
+    for i in range(30):
+        (tmp_path / "photos" / f"{i}.jpg").write_text("<html>")
+    recipe = recipes["simclr"]
+    recipe["data"] |= {"train": str(tmp_path / "photos")}
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(tmp_path / "r")]) == 2
+    assert "a web page, not a picture" in capsys.readouterr().err

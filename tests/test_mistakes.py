@@ -56,6 +56,8 @@ MISTAKES = [
     ("a stage without stages", {"backbone__weights": "stage:one"}, "there is no stage 'one' before this one"),
     ("an unknown precision", {"trainer": {"precision": "fp16"}}, "trainer.precision: got 'fp16'; expected one of auto, 32-true"),
     ("a probe without class folders", {"probe": {"train": "LYING", "val": "LYING"}}, "has no class folders"),
+    ("a mean of one channel", {"data__mean": [0.5]}, "data.mean: got [0.5]; expected"),
+    ("betas that never forget", {"optim": {"betas": [0.9, 1.0]}}, "optim.betas.1: got 1.0; expected a number below 1"),
     ("a strategy that is none", {"trainer": {"accelerator": "cpu", "strategy": "dpp"}}, "trainer: Lightning refuses these settings"),
     ("views that are none", {"data__augment": {"crop_scale": [0.2]}}, "data.augment.crop_scale"),
 ]  # fmt: skip
@@ -115,6 +117,10 @@ def test_through_the_real_command_there_is_no_traceback_either(tmp_path):
     assert done.returncode == 2
     assert "r.yaml:3: not YAML" in done.stderr
     assert "Traceback" not in done.stderr
+    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    done = run_command("visiontune.fit", "picture.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "not a text file" in done.stderr
     done = run_command("visiontune.fit", "nothing.yaml", cwd=tmp_path)
     assert done.returncode == 2
     assert "no file nothing.yaml and no shipped recipe of that name" in done.stderr

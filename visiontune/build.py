@@ -224,6 +224,74 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+# ---------------------------------------------------------------- everything before the first step
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run up to its Trainer, with nothing written yet.
+
+    Attributes:
+        recipe: with every number filled in.
+        tables: its pictures.
+        module: with its weights.
+        notes: what was found and decided, in words.
+    """
+
+    recipe: Recipe
+    tables: Tables
+    module: Module
+    notes: list[str]
+
+
+def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
+    """Pictures, numbers and module of a run: whatever can be wrong with a recipe is found here.
+
+    Raises:
+        UserError: in one sentence.
+    """
+    tables = find_pictures(recipe)
+    processes = processes_here(recipe)
+    check_split(recipe, processes * recipe.trainer.num_nodes)
+    recipe, derived = derive(recipe, tables, processes)
+    module, loaded = make_module(recipe, tables, resumed=resumed)
+    return Prepared(recipe, tables, module, [*tables.notes, *derived, *loaded])
+
+
+def rehearse(stages: dict[str, Recipe]) -> dict[str, Prepared]:
+    """Prepare every stage before the first one trains; a backbone that an earlier stage will make stands in with random weights."""
+    prepared: dict[str, Prepared] = {}
+    for name, recipe in stages.items():
+        recipe = recipe.model_copy(deep=True)
+        if recipe.backbone.weights.startswith("stage:"):
+            source = prepared[recipe.backbone.weights.removeprefix("stage:")].module.spec
+            recipe.backbone.weights = "random"
+            if recipe.backbone.name in (None, source.name):
+                recipe.backbone.name = source.name
+                recipe.backbone.args = {k: v for k, v in source.args.items() if k != "img_size"} | recipe.backbone.args
+        try:
+            prepared[name] = prepare(recipe)
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}" if name else str(error)) from error
+    return prepared
+
+
+def check_split(recipe: Recipe, world_size: int) -> None:
+    """A global batch must divide evenly.
+
+    Raises:
+        UserError: if it does not.
+    """
+    accumulate = recipe.trainer.accumulate_grad_batches
+    parts = world_size * accumulate
+    if recipe.data.batch_size % parts:
+        near_size = max(parts, recipe.data.batch_size // parts * parts)
+        raise UserError(
+            f"data.batch_size: got {recipe.data.batch_size}, which {world_size} devices x {accumulate} accumulated batches do not divide; "
+            f"try data.batch_size={near_size}"
+        )
+
+
 # ---------------------------------------------------------------- module and trainer
 
 
@@ -382,18 +450,3 @@ def sync_batch_norms(module: Module, recipe: Recipe, trainer: L.Trainer) -> None
     wanted = recipe.trainer.sync_batchnorm
     if wanted if wanted is not None else trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
         convert_sync_batchnorm(module)
-
-
-def check_split(recipe: Recipe, trainer: L.Trainer) -> None:
-    """A global batch must divide evenly.
-
-    Raises:
-        UserError: if it does not.
-    """
-    parts = trainer.world_size * trainer.accumulate_grad_batches
-    if recipe.data.batch_size % parts:
-        near_size = max(parts, recipe.data.batch_size // parts * parts)
-        raise UserError(
-            f"data.batch_size: got {recipe.data.batch_size}, which {trainer.world_size} devices x {trainer.accumulate_grad_batches} "
-            f"accumulated batches do not divide; try data.batch_size={near_size}"
-        )

@@ -73,10 +73,15 @@ def _stack(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
-def export_weights(module: Module, run: Run, *, best: Path | None) -> None:
-    """`weights/backbone`, and `weights/model` where there is a head: of the best checkpoint by the validation metric, else the last."""
-    if best is not None:
-        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+def export_weights(module: Module, run: Run, checkpoint: Path) -> None:
+    """`weights/backbone`, and `weights/model` where there is a head, from a checkpoint.
+
+    Args:
+        module: a fresh one; the trained one may be in parts on several devices.
+        run: where they go.
+        checkpoint: the best by the validation metric, else the last.
+    """
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     mean, std = image_statistics(module)
     backbone = module.backbone
     heads = backbone.pretrained_cfg.get("classifier") or ()
@@ -88,10 +93,10 @@ def export_weights(module: Module, run: Run, *, best: Path | None) -> None:
 
 
 def result_of(
-    recipe: Recipe, module: Module, tables: Tables, trainer: Any, checkpoints: Checkpoints, probe: Probe | None, cost: Cost, memory: int
+    recipe: Recipe, module: Module, tables: Tables, steps: int, checkpoints: Checkpoints, probe: Probe | None, cost: Cost, memory: int
 ) -> dict[str, Any]:
     """The content of `result.json`."""
-    seen = trainer.global_step * recipe.data.batch_size
+    seen = steps * recipe.data.batch_size
     result: dict[str, Any] = {"task": recipe.task}
     start = recipe.backbone.weights
     origin = "random weights" if start == "random" else "timm's weights" if start == "timm" else f"the weights of {_origin(start)}"
@@ -102,13 +107,13 @@ def result_of(
         result["what"] = f"{tuned} on {len(tables.train)} labels, {recipe.backbone.name} from {origin}, {recipe.epochs} epochs"
     if checkpoints.best is not None:
         # The best epoch was chosen on the pictures that it is judged on: the last epoch's score stands beside it.
-        last = trainer.callback_metrics.get("val/top1")
-        result |= {"top1": checkpoints.best, "top1_last": float(last) if last is not None else None}
+        result |= {"top1": checkpoints.best, "top1_last": checkpoints.latest["val/top1"]}
         result |= {"best_step": checkpoints.best_step, "val_pictures": len(tables.val or ())}
     if probe is not None:
         result |= probe.latest | {f"{k}_start": v for k, v in probe.start.items()}
-    if (loss := trainer.callback_metrics.get("train/loss")) is not None:
-        result["loss"] = float(loss)
+    for metric, name in (("train/loss", "loss"), ("val/loss", "val_loss"), ("val/top5", "top5_last")):
+        if metric in checkpoints.latest:
+            result[name] = checkpoints.latest[metric]
     result |= {
         "seconds": round(cost.seconds, 2),
         "images_seen": seen,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch, Lightning and pydantic come when they are needed: --help is instant
-    from visiontune.recipe import Recipe
+    from visiontune.build import Prepared
     from visiontune.run import Run
 
 RESUMABLE = (
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool) -> int:
     """A new run from a recipe."""
+    from visiontune import build
     from visiontune.checks import CHECKS
     from visiontune.jobs import run_stages
     from visiontune.recipe import load_recipe
@@ -62,22 +63,24 @@ def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool
 
     loaded = load_recipe(name, overrides, checks=CHECKS)
     folder = out or f"runs/{loaded.name}"
+    # All stages are built once before anything is written or trained: a mistake in the last one must not cost the first one's hours.
+    prepared = build.rehearse(loaded.stages)
     if dry_run:
-        for stage, recipe in loaded.stages.items():
-            print(f"--- {stage or loaded.name}")
-            print("\n".join(plan(recipe)))
+        for stage, found in prepared.items():
+            print("\n".join([f"--- {stage or loaded.name}", *found.notes]))
         print(f"dry run: the recipe is sound; without --dry-run it would be run in {Path(folder).absolute()}")
         return 0
     run = Run.create(folder)
     announce(run)
     if loaded.staged:
+        prepared.clear()  # each stage is a process of its own and needs the memory
         return run_stages(run, loaded)
-    run.save_recipe(loaded.single)
-    return fit(run, loaded.single)
+    return fit(run, prepared[""])
 
 
 def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     """Go on with a run, from its last checkpoint (or from the beginning, if it broke off before the first)."""
+    from visiontune import build
     from visiontune.errors import UserError, near
     from visiontune.jobs import resume_stages
     from visiontune.run import Run
@@ -97,12 +100,12 @@ def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         )
     if run.stage_runs():
         return resume_stages(run, overrides)
-    recipe = run.recipe(list(overrides))
+    prepared = build.prepare(run.recipe(list(overrides)), resumed=run.last.is_file())
     if dry_run:
-        print("\n".join(plan(recipe)))
+        print("\n".join(prepared.notes))
         return 0
     announce(run)
-    return fit(run, recipe)
+    return fit(run, prepared)
 
 
 def announce(run: "Run") -> None:
@@ -112,20 +115,8 @@ def announce(run: "Run") -> None:
         print(f"run folder: {run.folder}", flush=True)
 
 
-def plan(recipe: "Recipe") -> list[str]:
-    """What a run would do, in words. Builds everything but the Trainer."""
-    from visiontune import build
-
-    if recipe.backbone.weights.startswith("stage:"):
-        return [f"{recipe.task} from the backbone of stage {recipe.backbone.weights.removeprefix('stage:')}"]
-    tables = build.find_pictures(recipe)
-    derived, notes = build.derive(recipe, tables, processes=1)
-    _, loaded = build.make_module(derived, tables)
-    return tables.notes + notes + loaded
-
-
-def fit(run: "Run", recipe: "Recipe") -> int:
-    """Train one recipe in its run folder, export the weights, write the report."""
+def fit(run: "Run", prepared: "Prepared") -> int:
+    """Train one prepared recipe in its run folder, export the weights, write the report."""
     import lightning as L
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -142,15 +133,7 @@ def fit(run: "Run", recipe: "Recipe") -> int:
     silence()
     resumed = run.last.is_file()
 
-    # ---------------------------------------------------------------- pictures, and the numbers that the recipe leaves open
-    tables = build.find_pictures(recipe)
-    recipe, derived = build.derive(recipe, tables, build.processes_here(recipe))
-    module, loaded = build.make_module(recipe, tables, resumed=resumed)
-    notes = [*tables.notes, *derived, *loaded]
-    if not resumed:
-        run.metrics_file.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
-        run.save_recipe(recipe, header=notes)
-    run.say("\n".join(notes))
+    recipe, tables, module, notes = prepared.recipe, prepared.tables, prepared.module, prepared.notes
     data = build.make_data(recipe, tables, run.broken_file)
     steps, epochs = data.steps_per_epoch, recipe.epochs
 
@@ -162,6 +145,7 @@ def fit(run: "Run", recipe: "Recipe") -> int:
         steps_per_epoch=steps,
         minutes=recipe.checkpoint_minutes,
         monitor="val/top1" if recipe.task == "classify" else None,
+        pictures=tables.train.fingerprint(),
         say=run.say,
     )
     callbacks: list[L.Callback] = [Reseed(recipe.seed), ResumeMetrics(metrics), cost, checkpoints]
@@ -170,13 +154,17 @@ def fit(run: "Run", recipe: "Recipe") -> int:
     probe = None
     if recipe.task == "pretrain" and recipe.probe and tables.probe:
         loaders = [build.clean_loader(recipe, t, recipe.probe.batch_size) for t in tables.probe]
-        probe = Probe(*loaders, every=recipe.probe.every, epochs=epochs, seed=recipe.seed, say=run.say)
+        probe = Probe(*loaders, every=recipe.probe.every, epochs=epochs, seed=recipe.seed, say=run.say, on_broken=data.broken.note)
         callbacks.insert(0, probe)
 
     # ---------------------------------------------------------------- train
     trainer = build.make_trainer(recipe, run.folder, callbacks=callbacks, loggers=[metrics, *build.tensorboard(run.folder)])
-    build.check_split(recipe, trainer)
+    build.check_split(recipe, trainer.world_size)
     build.sync_batch_norms(module, recipe, trainer)
+    if not resumed:
+        run.metrics_file.unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+        run.save_recipe(recipe, header=notes)
+    run.say("\n".join(notes))
     run.save_environment(environment())
     if resumed:
         run.say(f"resumed from {run.last}")
@@ -191,8 +179,8 @@ def fit(run: "Run", recipe: "Recipe") -> int:
         return 0
 
     # ---------------------------------------------------------------- what it leaves
-    export_weights(module, run, best=run.best if checkpoints.best is not None else None)
-    result = result_of(recipe, module, tables, trainer, checkpoints, probe, cost, peak_memory_bytes())
+    export_weights(build.make_module(recipe, tables, resumed=True)[0], run, run.best if checkpoints.best is not None else run.last)
+    result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, cost, peak_memory_bytes())
     run.save_result(result)
     page.write_report(run, notes, environment(), steps_per_epoch=steps)
     run.say(page.summary(result))

@@ -6,9 +6,12 @@ Each job is a process of its own: several devices can start their helpers afresh
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from visiontune.errors import UserError
 from visiontune.recipe import Recipe
 from visiontune.recipe.load import Loaded
 from visiontune.recipe.yaml_lines import dump_yaml, read_yaml
@@ -44,10 +47,12 @@ def run_jobs(run: Run, jobs: dict[str, Recipe], overrides: Sequence[str]) -> int
             if not job.recipe_file.is_file():
                 job.folder.mkdir(parents=True, exist_ok=True)
                 job.save_recipe(_linked(recipe, run))
+                wait_for(job.recipe_file)
             status = _spawn([sys.executable, "-m", "visiontune.fit", "--resume", str(job.folder), *overrides])
             if status:
                 run.say(f"stage {name} ended with status {status}; go on with all of it by: python -m visiontune.fit --resume {run.folder}")
                 return status
+        wait_for(job.result_file)
         results[name] = job.result
     if not is_first_process():
         return 0
@@ -59,6 +64,19 @@ def run_jobs(run: Run, jobs: dict[str, Recipe], overrides: Sequence[str]) -> int
     write_staged_report(run, results, headline, environment())
     run.say(f"\n{table}\n{headline}\nreport: {run.report_file}\nrun folder: {run.folder}")
     return 0
+
+
+def wait_for(file: Path, seconds: float = 1800) -> None:
+    """Under torchrun and SLURM every process comes here, and the first one alone writes: the others wait for its file.
+
+    Raises:
+        UserError: if it does not come.
+    """
+    until = time.monotonic() + seconds
+    while not file.is_file():
+        if is_first_process() or time.monotonic() > until:
+            raise UserError(f"stages: {file} was not written; see the log beside it")
+        time.sleep(0.5)
 
 
 def _linked(recipe: Recipe, run: Run) -> Recipe:

@@ -17,6 +17,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from visiontune.errors import UserError
+
 
 class Reseed(L.Callback):
     """Seeds torch, numpy and random from (seed, batch, rank) before each batch: masks, drop path and mixup then resume by themselves."""
@@ -43,21 +45,35 @@ class Checkpoints(Checkpoint):
         steps_per_epoch: optimiser steps.
         minutes: between checkpoints within an epoch.
         monitor: metric of which the highest is best; None keeps `last.ckpt` alone.
+        pictures: fingerprint of the training folder; a resumed run must find the same.
         say: where to tell.
+
+    Attributes:
+        best: the best score so far.
+        latest: training and validation metrics at the end of the last epoch.
     """
 
-    def __init__(self, folder: Path, *, steps_per_epoch: int, minutes: float, monitor: str | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, *, steps_per_epoch: int, minutes: float, monitor: str | None, pictures: str, say: Callable[[str], None]
+    ) -> None:
         self.folder, self.steps_per_epoch, self.seconds, self.monitor, self.say = folder, steps_per_epoch, minutes * 60, monitor, say
+        self.pictures = pictures
         self.best: float | None = None
         self.best_step = 0
+        self.latest: dict[str, float] = {}
         self.ask_every = 10  # steps
         self._saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step}
+        return {"best": self.best, "best_step": self.best_step, "latest": self.latest, "pictures": self.pictures}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.best, self.best_step, self.latest = state_dict["best"], state_dict["best_step"], state_dict["latest"]
+        if state_dict["pictures"] != self.pictures:
+            raise UserError(
+                f"--resume: the training pictures have changed since the run began ({state_dict['pictures']}; now {self.pictures}), so its "
+                "order cannot go on. Bring the folder back to what it was, or start a new run from this one's backbone"
+            )
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         # Lightning decides by a counter of its own when metrics are due; a skipped validation after a resume can put it off by one.
@@ -75,9 +91,10 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "last.ckpt")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        score = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if score is not None and (self.best is None or float(score) > self.best):
-            self.best, self.best_step = float(score), trainer.global_step
+        self.latest |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
+        score = self.latest.get(self.monitor) if self.monitor else None
+        if score is not None and (self.best is None or score > self.best):
+            self.best, self.best_step = score, trainer.global_step
             self._save(trainer, "best.ckpt")
         self._save(trainer, "last.ckpt")
 

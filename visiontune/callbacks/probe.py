@@ -21,6 +21,7 @@ class Probe(L.Callback):
         epochs: of the run.
         seed: of the linear probe's split.
         say: where to tell.
+        on_broken: told of pictures that could not be read.
 
     Attributes:
         start: scores before the first step.
@@ -36,7 +37,9 @@ class Probe(L.Callback):
         epochs: int,
         seed: int,
         say: Callable[[str], None],
+        on_broken: Callable[[list[tuple[str, str]]], None] | None = None,
     ) -> None:
+        self.on_broken = on_broken
         self.train, self.val, self.every, self.epochs, self.seed, self.say = train, val, every, epochs, seed, say
         self.start: dict[str, float] = {}
         self.latest: dict[str, float] = {}
@@ -59,8 +62,8 @@ class Probe(L.Callback):
     def _score(self, trainer: L.Trainer, module: L.LightningModule, when: str) -> dict[str, float]:
         # Every process scores the whole set: it is small, and nothing has to be gathered.
         with trainer.precision_plugin.forward_context():
-            x, y = embed_all(module, self.train())
-            z, truth = embed_all(module, self.val())
+            x, y = embed_all(module, self.train(), self.on_broken)
+            z, truth = embed_all(module, self.val(), self.on_broken)
         knn = float((knn_predict(x, y, z) == truth).float().mean())
         linear = linear_probe(x, y, z, truth, seed=self.seed)
         self.say(f"probe {when}: k-NN {100 * knn:.1f} %, linear {100 * linear.top1:.1f} % of {len(truth)} pictures")

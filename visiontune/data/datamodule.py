@@ -31,7 +31,8 @@ class Broken:
             with csv.open(newline="", errors="surrogateescape") as file:
                 self.causes = {row["path"]: row["cause"] for row in csv_module.DictReader(file)}
 
-    def add(self, broken: list[tuple[str, str]], *, got_any: bool) -> None:
+    def note(self, broken: list[tuple[str, str]]) -> None:
+        """List pictures, each once."""
         for path, cause in broken:
             if path in self.causes:
                 continue
@@ -41,8 +42,18 @@ class Broken:
                 with self.csv.open("a", newline="", errors="surrogateescape") as file:
                     writer = csv_module.writer(file)
                     writer.writerows([["path", "cause"]] * new + [[path, cause]])
+
+    def add(self, broken: list[tuple[str, str]], *, got_any: bool, world_size: int = 1) -> None:
+        """List pictures of a batch, and stop the run beyond the limit.
+
+        Args:
+            broken: path and cause of each.
+            got_any: whether the batch has any picture left.
+            world_size: processes, of which this one meets its share of the folder.
+        """
+        self.note(broken)
         # Five are forgiven in any folder: one bad file among seventy is no reason to stop.
-        if (len(self.causes) > max(5, self.limit * self.total)) or not got_any:
+        if (len(self.causes) * world_size > max(5, self.limit * self.total)) or not got_any:
             listed = some((f"{p} ({c})" for p, c in self.causes.items()), 5)
             where = f"; all are in {self.csv}" if self.csv else ""
             raise UserError(
@@ -119,7 +130,9 @@ class PictureData(L.LightningDataModule):
             return batch
         training = self.trainer is None or self.trainer.training
         if batch["broken"]:
-            self.broken.add(batch["broken"], got_any=bool(batch["images"]) or not training)
+            self.broken.add(
+                batch["broken"], got_any=bool(batch["images"]) or not training, world_size=self.trainer.world_size if self.trainer else 1
+            )
         if self.labelled:
             images = batch["images"] or [torch.empty(0, 3, 1, 1, dtype=torch.uint8)]
             return [images[0], batch["labels"]]

@@ -1,6 +1,7 @@
 """What lies in a folder: pictures, and labels where its sub-folders are classes."""
 
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,10 @@ class PictureTable:
     def path(self, index: int) -> str:
         name = self.names[self.offsets[index] : self.offsets[index + 1]].tobytes()
         return os.path.join(self.root, os.fsdecode(name))
+
+    def fingerprint(self) -> str:
+        """Changes when a picture is added, removed or renamed."""
+        return f"{len(self)} pictures, {zlib.crc32(self.names.tobytes()):08x}"
 
     def take(self, indices: Iterable[int]) -> "PictureTable":
         """A table of these pictures alone, in ascending order."""

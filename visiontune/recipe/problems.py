@@ -56,7 +56,7 @@ def _path_in(raw: Any, found: Any) -> tuple[tuple[str, ...], Any]:
     for part in found["loc"]:
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             value = value[part]
-        elif found["type"] == "missing" and part == found["loc"][-1]:
+        elif found["type"] == "missing" and part == found["loc"][-1] and isinstance(part, str):
             value = None
         else:
             continue
@@ -71,6 +71,8 @@ def _sentence(found: Any, model: type[BaseModel], path: tuple[str, ...]) -> str:
         allowed = sorted(section.model_fields) if section else []
         hint = near(path[-1], allowed) or _elsewhere(path[-1], model)
         return f"unknown key{hint}; allowed here: {', '.join(allowed)}"
+    if kind == "missing" and isinstance(found["loc"][-1], int):
+        return f"got {got}; expected a longer list"
     if kind == "missing":
         section = _model_at(model, [str(p) for p in found["loc"][:-1]])
         field = section.model_fields.get(path[-1]) if section else None

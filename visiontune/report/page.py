@@ -17,7 +17,7 @@ from visiontune.run import Run
 PAGE = (Path(__file__).parent / "page.html").read_text()
 
 NAMES = {
-    "top1": "top-1 accuracy (best epoch)", "top1_last": "top-1 accuracy (last epoch)", "top5": "top-5 accuracy",
+    "top1": "top-1 accuracy (best epoch)", "top1_last": "top-1 accuracy (last epoch)", "top5_last": "top-5 accuracy (last epoch)",
     "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
     "knn_top1_start": "k-NN top-1 before training", "probe_top1_start": "linear probe top-1 before training", "loss": "last training loss",
     "val_loss": "validation loss",
