@@ -80,17 +80,93 @@ def copy(argv: list[str]) -> int:
 
 
 def check(argv: list[str]) -> int:
-    """check a recipe: keys, values, folders, backbones"""
+    """check a recipe (keys, values, folders, backbones) or a folder's pictures (broken, twice, tiny)"""
     parser = _parser("check", check)
-    parser.add_argument("recipe")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args(argv)
+    parser.add_argument("what", metavar="RECIPE or FOLDER", help="a recipe, or a folder or shards of pictures")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the recipe's; of a folder: data.channels=4")
+    parser.add_argument("--csv", metavar="OUT", help="of a folder: list every problem in this file")
+    parser.add_argument("--tiny", type=int, default=32, metavar="PIXELS", help="of a folder: short side below which a picture is tiny")
+    args = parser.parse_intermixed_args(argv)
+    from visiontune.data.shards import is_shards
+
+    if Path(args.what).is_dir() or is_shards(args.what):
+        return _check_pictures(args.what, args.overrides, args.csv, args.tiny)
     from visiontune.checks import CHECKS
     from visiontune.recipe import load_recipe
 
-    loaded = load_recipe(args.recipe, args.overrides, checks=CHECKS)
+    loaded = load_recipe(args.what, args.overrides, checks=CHECKS)
     stages = f", stages {', '.join(loaded.stages)}" if loaded.staged else ""
-    print(f"{args.recipe}: sound{stages}")
+    print(f"{args.what}: sound{stages}")
+    return 0
+
+
+def _check_pictures(folder: str, overrides: list[str], out: str | None, tiny: int) -> int:
+    from visiontune.data.decode import Reading
+    from visiontune.data.folder import list_pictures
+    from visiontune.data.inspect import inspect
+    from visiontune.errors import UserError, some
+
+    try:
+        table = list_pictures(folder, key="check", labelled=True)
+    except UserError:  # no class folders
+        table = list_pictures(folder, key="check")
+    reading = Reading()
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key != "data.channels" or not value.isdigit():
+            raise UserError(f"check: got {text!r}; with a folder only data.channels=NUMBER is allowed")
+        reading = Reading(channels=int(value))
+    found = inspect(table, tiny=tiny, reading=reading)
+    print("\n".join([*table.notes, *found.lines(tiny)]))
+    if found.broken:
+        print("e.g. " + some((f"{table.path(i)} ({cause})" for i, cause in found.broken), 10))
+    if out:
+        found.write_csv(Path(out))
+        print(f"every one of them: {out}")
+    return 1 if found.broken else 0
+
+
+def index(argv: list[str]) -> int:
+    """list a folder's pictures once, for runs to open in milliseconds"""
+    parser = _parser("index", index)
+    parser.add_argument("folder", metavar="FOLDER", help="pictures, at any depth")
+    parser.add_argument("--beside", action="store_true", help="keep it next to the folder, as FOLDER.visiontune-index, for all who use it")
+    parser.add_argument("--fresh", action="store_true", help="list every folder again, also those that did not change")
+    args = parser.parse_args(argv)
+    import os
+
+    from visiontune.data.folder import missing_folder
+    from visiontune.data.index import open_index
+    from visiontune.errors import UserError
+
+    if not os.path.isdir(args.folder):
+        raise UserError(missing_folder("index", args.folder))
+    found = open_index(args.folder, beside=args.beside or None, fresh=args.fresh)
+    classes = f", in {len(found.classes)} folders at the first level" if found.classes else ""
+    print("\n".join([f"{len(found)} pictures in {args.folder}{classes}", *found.notes()]))
+    return 0 if len(found) else 1
+
+
+def shard(argv: list[str]) -> int:
+    """pack a folder's pictures into tar shards, for storage where small files are slow"""
+    parser = _parser("shard", shard)
+    parser.add_argument("folder", metavar="FOLDER", help="pictures; first-level folders become classes if there are several")
+    parser.add_argument("out", metavar="OUT", help="folder for the shards; new or empty")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="shrink to this short side (as JPEG); smaller pictures stay as they are")
+    parser.add_argument("--unlabelled", action="store_true", help="write no classes")
+    args = parser.parse_args(argv)
+    from visiontune.data.folder import list_pictures
+    from visiontune.data.shard_writer import write_shards
+    from visiontune.errors import UserError
+
+    try:
+        table = list_pictures(args.folder, key="shard", labelled=not args.unlabelled)
+    except UserError:
+        if args.unlabelled:
+            raise
+        table = list_pictures(args.folder, key="shard")
+    summary = write_shards(table, Path(args.out), size=args.size)
+    print("\n".join(summary.lines()))
     return 0
 
 
@@ -136,7 +212,8 @@ def schema(argv: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
-    "fit": fit, "list": list_, "show": show, "copy": copy, "check": check, "predict": predict, "report": report, "schema": schema,
+    "fit": fit, "list": list_, "show": show, "copy": copy, "check": check, "index": index, "shard": shard,
+    "predict": predict, "report": report, "schema": schema,
 }  # fmt: skip
 
 

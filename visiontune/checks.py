@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from visiontune.data.folder import SUFFIXES, missing_folder
+from visiontune.data.folder import missing_folder
 from visiontune.data.sample import SAMPLES
+from visiontune.data.shards import is_shards
+from visiontune.data.walk import SUFFIXES
 from visiontune.errors import near, some
 from visiontune.recipe.schema import is_path
 
@@ -26,6 +28,8 @@ def check_folders(raw: dict[str, Any]) -> Found:
             short = folder.removeprefix("sample:")
             if short not in SAMPLES:
                 found.append((name, f"got {folder!r}; allowed samples: sample:{', sample:'.join(SAMPLES)}{near(short, SAMPLES)}"))
+        elif is_shards(folder):
+            continue  # opened, and checked, when their members are listed
         elif not os.path.isdir(folder):
             found.append((name, missing_folder(name, folder).removeprefix(f"{name}: ")))
         elif not any(f.lower().endswith(SUFFIXES) for _, _, files in os.walk(folder, followlinks=True) for f in files):

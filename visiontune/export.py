@@ -25,6 +25,7 @@ def save_timm_folder(
     num_classes: int = 0,
     class_names: Sequence[str] = (),
     without: Sequence[str] = (),
+    reading: dict[str, Any] | None = None,
 ) -> None:
     """Write `model.safetensors` and `config.json`.
 
@@ -36,13 +37,15 @@ def save_timm_folder(
         num_classes: outputs of its classifier; 0 for a backbone.
         class_names: in the order of the outputs.
         without: prefixes of tensors to leave out (a classifier).
+        reading: how pictures become uint8, where that is not the usual way.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items() if not name.startswith(tuple(without))
     }
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(timm_config(model, spec, mean, std, num_classes, class_names), indent=2) + "\n")
+    config = timm_config(model, spec, mean, std, num_classes, class_names) | ({"reading": reading} if reading else {})
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def timm_config(

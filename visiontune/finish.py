@@ -15,7 +15,9 @@ from visiontune.callbacks.checkpoints import Checkpoints
 from visiontune.callbacks.probe import Probe
 from visiontune.callbacks.progress import Cost
 from visiontune.data.datamodule import PictureData
-from visiontune.data.decode import BrokenPicture, read_picture
+from visiontune.data.decode import BrokenPicture, Picture, Reading
+from visiontune.data.read import read_bytes
+from visiontune.data.resize import resize
 from visiontune.data.views import CenterCrop
 from visiontune.export import image_statistics, save_timm_folder
 from visiontune.finetune.classify import Classifier
@@ -44,7 +46,7 @@ def silence() -> None:
 
 
 def first_pictures(data: PictureData, count: int, *, clean: bool) -> Any:
-    """The first readable training pictures, spread over the folder: `(count, 3, H, W)` uint8, or rows of them whole and augmented."""
+    """The first readable training pictures, spread over the folder: `(count, C, H, W)` uint8, or rows of them whole and augmented."""
     size = data.train_transform.size  # type: ignore[attr-defined]
     whole = CenterCrop(size)
     rng = np.random.default_rng(data.seed)
@@ -52,20 +54,23 @@ def first_pictures(data: PictureData, count: int, *, clean: bool) -> Any:
     n = len(data.train)
     for start in range(0, n, max(1, n // count)):
         try:
-            picture = read_picture(data.train.path(start))
+            picture = Picture(read_bytes(data.train, start), data.reading)
+            kept.append(whole(picture)[0])
+            rows.append([] if clean else data.train_transform(picture, rng))
         except BrokenPicture:
+            kept = kept[: len(rows)]
             continue
-        kept.append(whole(picture, rng)[0])
-        rows.append([] if clean else data.train_transform(picture, rng))
         if len(kept) == count:
             break
     if not kept:  # nothing to show; the loader will tell why, with the paths
-        kept, rows = [np.zeros((*size, 3), dtype=np.uint8)], [[np.zeros((*size, 3), dtype=np.uint8)]]
+        nothing = np.zeros((*size, data.reading.channels), dtype=np.uint8)
+        kept, rows = [nothing], [[nothing]]
     pictures = _stack(kept)
     if clean:
         return pictures
     names = ["augmented"] if len(rows[0]) == 1 else [f"view {i + 1}" for i in range(len(rows[0]))]
-    views = {name: _stack(list(view)) for name, view in zip(names, zip(*rows, strict=True), strict=True)}
+    # small crops are shown at the size of the others
+    views = {name: _stack([resize(v, size) for v in view]) for name, view in zip(names, zip(*rows, strict=True), strict=True)}
     return {name: x.float() / 255 for name, x in {"picture": pictures, **views}.items()}
 
 
@@ -73,23 +78,26 @@ def _stack(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
-def export_weights(module: Module, run: Run, checkpoint: Path) -> None:
+def export_weights(module: Module, run: Run, checkpoint: Path, reading: Reading) -> None:
     """`weights/backbone`, and `weights/model` where there is a head, from a checkpoint.
 
     Args:
         module: a fresh one; the trained one may be in parts on several devices.
         run: where they go.
         checkpoint: the best by the validation metric, else the last.
+        reading: how its pictures became pixels, for whoever uses the weights.
     """
     module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     mean, std = image_statistics(module)
     backbone = module.backbone
     heads = backbone.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    save_timm_folder(backbone, run.backbone, module.spec, mean=mean, std=std, without=[f"{h}." for h in heads])
+    save_timm_folder(backbone, run.backbone, module.spec, mean=mean, std=std, reading=reading.unusual(), without=[f"{h}." for h in heads])
     if isinstance(module, Classifier):
         names = module.class_names
-        save_timm_folder(backbone, run.model, module.spec, mean=mean, std=std, num_classes=len(names), class_names=names)
+        save_timm_folder(
+            backbone, run.model, module.spec, mean=mean, std=std, reading=reading.unusual(), num_classes=len(names), class_names=names
+        )
 
 
 def result_of(

@@ -179,7 +179,9 @@ def fit(run: "Run", prepared: "Prepared") -> int:
         return 0
 
     # ---------------------------------------------------------------- what it leaves
-    export_weights(build.make_module(recipe, tables, resumed=True)[0], run, run.best if checkpoints.best is not None else run.last)
+    export_weights(
+        build.make_module(recipe, tables, resumed=True)[0], run, run.best if checkpoints.best is not None else run.last, data.reading
+    )
     result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, cost, peak_memory_bytes())
     run.save_result(result)
     page.write_report(run, notes, environment(), steps_per_epoch=steps)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
 from visiontune import backbones
-from visiontune.data.decode import BrokenPicture, read_picture
-from visiontune.data.folder import SUFFIXES
+from visiontune.data.decode import BrokenPicture, Picture, Reading
+from visiontune.data.folder import list_pictures
+from visiontune.data.read import read_file
 from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
 from visiontune.run import Run
@@ -53,18 +53,20 @@ class Model(nn.Module):
         self.network = network
         self.class_names: tuple[str, ...] = tuple(config.get("label_names", ()))
         self.image_size: tuple[int, int] = tuple(cfg["input_size"][1:])
+        unusual = {k: tuple(v) for k, v in config.get("reading", {}).items()}
+        self.reading = Reading(channels=cfg["input_size"][0], **unusual)
         self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, 3, H, W)`, uint8 or normalised float -> logits `(B, K)`, or embeddings `(B, D)` of a backbone without a head."""
+        """`(B, C, H, W)`, uint8 or normalised float -> logits `(B, K)`, or embeddings `(B, D)` of a backbone without a head."""
         if images.dtype == torch.uint8:
             images = (images.float() / 255 - self.mean) / self.std
         return self.network(images) if self.class_names else backbones.embed(self.network, images)
 
     def read(self, path: str | Path) -> Tensor:
-        """A picture file as `(3, H, W)` uint8, cut and resized as in validation. Raises BrokenPicture."""
-        view = CenterCrop(self.image_size)(read_picture(str(path)), np.random.default_rng())[0]
+        """A picture file as `(C, H, W)` uint8, cut and resized as in validation. Raises BrokenPicture."""
+        view = CenterCrop(self.image_size)(Picture(read_file(str(path)), self.reading))[0]
         return torch.from_numpy(view).permute(2, 0, 1)
 
     @torch.no_grad()
@@ -127,7 +129,8 @@ def find_files(paths: Iterable[str]) -> Iterator[str]:
     """Picture files, and those inside folders, sorted."""
     for path in paths:
         if Path(path).is_dir():
-            yield from sorted(str(p) for p in Path(path).rglob("*") if p.suffix.lower() in SUFFIXES)
+            table = list_pictures(path, key="predict")
+            yield from map(table.path, range(len(table)))
         else:
             yield path
 

@@ -3,9 +3,7 @@
 B pictures, V views.
 """
 
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -13,11 +11,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from visiontune.data.decode import BrokenPicture, read_picture
-from visiontune.data.folder import PictureTable
-from visiontune.data.order import Key
+from visiontune.data.decode import BrokenPicture, Picture, Reading
+from visiontune.data.order import Key, TrainOrder
+from visiontune.data.parallel import available_cores
+from visiontune.data.read import read_bytes
+from visiontune.data.table import PictureTable
 
-Item = tuple[list[np.ndarray] | None, int, list[tuple[str, str]]]
+# Views of each repeat, label, and path and cause of what was broken on the way.
+Item = tuple[list[list[np.ndarray]] | None, int, list[tuple[str, str]]]
+# Replacements that are tried for a broken picture.
+TRIES = 20
 
 
 class Pictures(Dataset):
@@ -25,46 +28,72 @@ class Pictures(Dataset):
 
     Args:
         table: what there is.
-        transform: decoded picture and random generator -> views.
+        transform: picture and random generator -> views.
         seed: of the run.
         replace: in training, take another picture where one is broken, the same one each time; else leave it out.
+        reading: how files become pixels.
+        repeats: how many times the views are made of one reading of the file.
     """
 
-    def __init__(self, table: PictureTable, transform: Callable[..., list[np.ndarray]], *, seed: int = 0, replace: bool = False) -> None:
-        self.table, self.transform, self.seed, self.replace = table, transform, seed, replace
+    def __init__(
+        self,
+        table: PictureTable,
+        transform: Callable[..., list[np.ndarray]],
+        *,
+        seed: int = 0,
+        replace: bool = False,
+        reading: Reading = Reading(),  # noqa: B008 (frozen)
+        repeats: int = 1,
+    ) -> None:
+        self.table, self.transform, self.seed, self.replace, self.reading, self.repeats = table, transform, seed, replace, reading, repeats
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, key: Key) -> Item:
         index, epoch = key
-        rng = np.random.default_rng((self.seed, epoch, index))
         broken: list[tuple[str, str]] = []
-        n = len(self.table)
-        # The neighbours replace a broken picture; twenty in a row means that the folder is the problem, and the run says so.
-        for candidate in [(index + k) % n for k in range(min(20, n) if self.replace else 1)]:
-            path = self.table.path(candidate)
+        for candidate in self._candidates(index):
             try:
-                views = self.transform(read_picture(path), rng)
+                picture = Picture(read_bytes(self.table, candidate), self.reading)
+                views = [self.transform(picture, rng) for rng in self._generators(index, epoch)]
             except BrokenPicture as error:
-                broken.append((path, str(error)))
+                broken.append((self.table.path(candidate), str(error)))
                 continue
-            label = -1 if self.table.labels is None else int(self.table.labels[candidate])
-            return views, label, broken
+            return views, self.table.label(candidate), broken
         return None, -1, broken
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The picture itself, then those that replace it: drawn by its number, since neighbours in a folder often broke together."""
+        yield index
+        if self.replace:
+            yield from map(int, np.random.default_rng((self.seed, index)).integers(len(self.table), size=TRIES))
+
+    def _generators(self, index: int, epoch: int) -> Iterator[np.random.Generator]:
+        for repeat in range(self.repeats):
+            yield np.random.default_rng((self.seed, epoch, index, repeat))
 
 
 def collate(items: list[Item]) -> dict[str, Any]:
-    """Items to `{"images": V tensors (B, 3, H, W) uint8, "labels": (B,) int64, "broken": [(path, cause), ...]}`.
+    """Items to `{"images": V tensors (B, C, H, W) uint8, "labels": (B,) int64, "broken": [(path, cause), ...]}`.
 
     The tensors are channels-last in memory, as decoded pictures are: nothing is copied for it.
     """
-    kept = [(views, label) for views, label, _ in items if views is not None]
-    broken = [b for _, _, several in items for b in several]
+    return collate_repeats(items)[0]
+
+
+def collate_repeats(items: list[Item]) -> list[dict[str, Any]]:
+    """One such batch a repeat; what was broken is told with the first."""
+    broken = [b for _, _, listed in items for b in listed]
+    kept = [(repeats, label) for repeats, label, _ in items if repeats is not None]
     if not kept:
-        return {"images": [], "labels": torch.empty(0, dtype=torch.int64), "broken": broken}
-    images = [torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2) for view in zip(*(views for views, _ in kept), strict=True)]
-    return {"images": images, "labels": torch.tensor([label for _, label in kept]), "broken": broken}
+        return [{"images": [], "labels": torch.empty(0, dtype=torch.int64), "broken": broken}]
+    labels = torch.tensor([label for _, label in kept])
+    batches = []
+    for r, repeat in enumerate(zip(*(repeats for repeats, _ in kept), strict=True)):
+        images = [torch.from_numpy(np.stack(view)).permute(0, 3, 1, 2) for view in zip(*repeat, strict=True)]
+        batches.append({"images": images, "labels": labels, "broken": broken if r == 0 else []})
+    return batches
 
 
 def _start_worker(worker: int) -> None:
@@ -72,37 +101,50 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def make_loader(dataset: Pictures, order: Any, *, workers: int) -> DataLoader:
-    return DataLoader(
+def make_loader(dataset: Pictures, order: Any, *, workers: int) -> Any:
+    """A DataLoader; with `repeats` one that gives each step's pictures that many times."""
+    loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate if dataset.repeats == 1 else collate_repeats,
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
     )
+    return loader if dataset.repeats == 1 else Repeated(loader, order, repeats=dataset.repeats)
+
+
+class Repeated:
+    """Batches of a loader that makes several versions of each: the versions of one optimiser step's pictures follow as steps.
+
+    Pictures of one step are all different, as a contrastive loss needs; the same ones come in other crops in the next steps.
+    """
+
+    def __init__(self, loader: DataLoader, order: TrainOrder, *, repeats: int) -> None:
+        self.loader, self.order, self.repeats = loader, order, repeats
+
+    def __len__(self) -> int:
+        return len(self.order) * self.repeats
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        done = self.order.step() % self.repeats  # a resumed run may begin between two repeats
+        step: list[list[dict[str, Any]]] = []
+        for versions in self.loader:
+            step.append(versions)
+            if len(step) == self.order.accumulate:
+                for r in range(done, self.repeats):
+                    yield from (batch[min(r, len(batch) - 1)] for batch in step)
+                step, done = [], 0
 
 
 def auto_workers(processes_here: int) -> tuple[int, str]:
     """Loader processes for each training process, and why."""
     cores = available_cores()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
         workers = max(1, min(16, cores // processes_here - 1))
-        return workers, f"{cores} cores for {processes_here} training process(es), one core each left to the training loop"
+        return workers, f"{cores} cores for {processes_here} training process(es), one core each left to the training loop, at most 16"
     # On a CPU the training loop uses all cores itself: one worker hides the waiting for files, more only fight for cores.
     workers = 0 if cores == 1 else 1
     return workers, f"{cores} cores, which training on the CPU uses itself"
-
-
-def available_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group (containers)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return cores

@@ -54,6 +54,8 @@ class TrainOrder:
         world_size: number of processes.
         seed: of the run.
         step: tells the optimiser step to start from, asked at the start of each epoch.
+        repeats: steps that follow each other on the same pictures; one batch stands for all of them here.
+        shuffle: positions and epoch -> indices, a bijection for each epoch; None: the permutation over all.
     """
 
     n: int
@@ -63,10 +65,12 @@ class TrainOrder:
     accumulate: int = 1
     rank: int = 0
     world_size: int = 1
+    repeats: int = 1
+    shuffle: Callable[[np.ndarray, int], np.ndarray] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.n // self.batch_size
+        return self.n // self.batch_size * self.repeats
 
     @property
     def local(self) -> int:
@@ -74,13 +78,17 @@ class TrainOrder:
         return self.batch_size // (self.accumulate * self.world_size)
 
     def __len__(self) -> int:
-        return self.steps_per_epoch * self.accumulate
+        return self.n // self.batch_size * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch, step = divmod(self.step(), self.steps_per_epoch)
-        for batch in range(step * self.accumulate, len(self)):
+        for batch in range(step // self.repeats * self.accumulate, len(self)):
             first = (batch * self.world_size + self.rank) * self.local
-            indices = permute(np.arange(first, first + self.local), self.n, seed=self.seed, epoch=epoch)
+            positions = np.arange(first, first + self.local)
+            if self.shuffle is None:
+                indices = permute(positions, self.n, seed=self.seed, epoch=epoch)
+            else:
+                indices = self.shuffle(positions, epoch)
             yield [(int(i), epoch) for i in indices]
 
 

@@ -1,26 +1,23 @@
-"""A method's VIEWS (plain numbers) turned into pixels: our crop and flip, albumentations for colour and blur.
+"""A method's VIEWS (plain numbers) turned into pixels: crops are drawn first, the picture is decoded once as small as they allow, then
+each crop is flipped, coloured and blurred as uint8."""
 
-albumentations is imported with its update check off (it would ask a package index) and driven with one random state a picture: its
-own seeding gives every transform the same numbers.
-"""
-
-import os
-import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import cv2
 import numpy as np
 
+from visiontune.data import color
+from visiontune.data.decode import Box, Picture
+from visiontune.data.user_transforms import Spec, UserTransforms
 from visiontune.errors import UserError, near
 
 
 @dataclass(frozen=True)
-class Views:
-    """What happens to a picture on its way into a batch. Each is a key of the recipe's `data.augment`.
+class View:
+    """What happens to a picture on its way to one view. Each is a key of the recipe's `data.augment`.
 
     Attributes:
-        views: how many views of each picture.
         crop_scale: smallest and largest share of the picture's area in a crop.
         crop_ratio: narrowest and widest crop, width over height.
         flip: probability of a horizontal flip.
@@ -32,11 +29,12 @@ class Views:
         saturation: likewise.
         hue: largest shift of the hue, in turns.
         grey: probability of a grey picture.
-        blur: probability of a Gaussian blur of sigma 0.1 to 2 at 224 pixels.
+        blur: probability of a Gaussian blur.
+        blur_sigma: smallest and largest sigma of the blur, in pixels of a view of 224.
         solarize: probability of inverting bright pixels.
+        solarize_threshold: from which brightness on, 0 to 255.
     """
 
-    views: int = 1
     crop_scale: tuple[float, float] = (1.0, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
@@ -49,90 +47,153 @@ class Views:
     hue: float = 0.0
     grey: float = 0.0
     blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    solarize_threshold: int = 128
+
+
+@dataclass(frozen=True)
+class Views:
+    """All views of a picture.
+
+    Attributes:
+        each: one entry a view.
+        sizes: `(height, width)` of each, None for the run's own.
+        albumentations: the user's own, after all else.
+    """
+
+    each: tuple[View, ...] = (View(),)
+    sizes: tuple[tuple[int, int] | None, ...] = (None,)
+    albumentations: Spec | None = None
 
     @classmethod
     def of(cls, *parts: dict[str, Any]) -> "Views":
-        """Later parts replace keys of earlier ones."""
+        """From keys of `View`, and `views` (how many), `second` (keys that differ in the second), `local` (small crops besides: their
+        `views`, `image_size` and keys) and `albumentations`. Later parts replace keys of earlier ones.
+
+        Raises:
+            UserError: for a key that is none of these, or for a second view where there is one.
+        """
         merged: dict[str, Any] = {}
         for part in parts:
-            merged |= part
-        names = [f.name for f in fields(cls)]
-        if unknown := [k for k in merged if k not in names]:
-            raise UserError(f"data.augment: unknown {unknown[0]!r}; allowed: {', '.join(names)}{near(unknown[0], names)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()})
+            merged = merge(merged, part)
+        count, second, local = merged.pop("views", 1), merged.pop("second", None) or {}, dict(merged.pop("local", None) or {})
+        own = merged.pop("albumentations", None)
+        first = _view(merged)
+        each = [first] * count
+        if second:
+            if count < 2:
+                raise UserError("data.augment.second: there is one view; set data.augment.views=2, or leave it out")
+            each[1] = _view(second, first, "second.")
+        sizes: list[tuple[int, int] | None] = [None] * count
+        if more := local.pop("views", 0):
+            size = local.pop("image_size", 96)
+            each += [_view(local, first, "local.")] * more
+            sizes += [(size, size) if isinstance(size, int) else tuple(size)] * more
+        return cls(tuple(each), tuple(sizes), own)
+
+    def of_channels(self, channels: int) -> tuple["Views", list[str]]:
+        """Without what needs RGB, where pictures are something else; and what that was."""
+        if channels == 3:
+            return self, []
+        dropped = [n for n in ("saturation", "hue", "grey") if any(getattr(v, n) for v in self.each)]
+        return replace(self, each=tuple(replace(v, saturation=0.0, hue=0.0, grey=0.0) for v in self.each)), dropped
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Keys of `over` on top; nested dictionaries likewise."""
+    nested = {k: merge(base[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | over | nested
+
+
+def _view(keys: dict[str, Any], base: View = View(), where: str = "") -> View:
+    names = [f.name for f in fields(View)]
+    if unknown := [k for k in keys if k not in names]:
+        allowed = names if where else [*names, "views", "second", "local", "albumentations"]
+        raise UserError(f"data.augment: unknown {where}{unknown[0]!r}; allowed: {', '.join(allowed)}{near(unknown[0], allowed)}")
+    return replace(base, **{k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()})
 
 
 class Augment:
-    """Random views of a decoded picture, uint8 in and out."""
+    """Random views of a picture, uint8.
+
+    Args:
+        views: what each is like.
+        image_size: `(height, width)` in pixels, where a view does not say its own.
+    """
 
     def __init__(self, views: Views, image_size: tuple[int, int]) -> None:
         self.views, self.size = views, image_size
-        self._after: Any = None
+        self.sizes = [size or image_size for size in views.sizes]
+        self.own = None if views.albumentations is None else UserTransforms(views.albumentations)
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        """`(H, W, 3)` -> `views` pictures of `image_size`."""
-        return [self._view(picture, rng) for _ in range(self.views.views)]
+    def __call__(self, picture: Picture | np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        """One `(height, width, C)` a view. What comes out depends on the picture and the generator alone.
 
-    def _view(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        v, (height, width) = self.views, self.size
-        x = self._crop(picture, rng)
-        x = cv2.resize(x, (width, height), interpolation=_interpolation(x.shape, self.size))
+        Raises:
+            BrokenPicture: if it cannot be decoded.
+        """
+        if isinstance(picture, np.ndarray):
+            picture = Picture(picture)
+        boxes = [random_box(view, picture.height, picture.width, rng) for view in self.views.each]
+        cuts = picture.cut(boxes, self.sizes)
+        return [self._finish(cut, view, rng) for cut, view in zip(cuts, self.views.each, strict=True)]
+
+    def _finish(self, x: np.ndarray, v: View, rng: np.random.Generator) -> np.ndarray:
+        height, width = x.shape[:2]
         if v.flip and rng.random() < v.flip:
-            x = x[:, ::-1]
+            x = _flipped(x, 1)
         if v.vertical_flip and rng.random() < v.vertical_flip:
-            x = x[::-1]
+            x = _flipped(x, 0)
         if v.rotate:
             turn = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), rng.uniform(-v.rotate, v.rotate), 1.0)
-            x = cv2.warpAffine(np.ascontiguousarray(x), turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
-        after = self._pipeline()
-        if after is not None:
-            after.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-            x = after(image=np.ascontiguousarray(x))["image"]
+            turned = cv2.warpAffine(np.ascontiguousarray(x), turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+            x = turned if turned.ndim == 3 else turned[..., None]
+        x = _colour(x, v, rng)
+        if v.blur and rng.random() < v.blur:
+            x = color.blur(np.ascontiguousarray(x), rng.uniform(*v.blur_sigma) * max(height, width) / 224)
+        if v.solarize and rng.random() < v.solarize:
+            x = color.solarize(np.ascontiguousarray(x), v.solarize_threshold)
+        return x if self.own is None else self.own(x, rng)
+
+
+def _flipped(x: np.ndarray, axis: int) -> np.ndarray:
+    """A copy: a view of numpy's with negative strides takes ten times as long to copy later."""
+    flipped = cv2.flip(x, axis)
+    return flipped if flipped.ndim == 3 else flipped[..., None]
+
+
+def random_box(v: View, H: int, W: int, rng: np.random.Generator) -> Box:
+    """Random resized crop: ten tries at an area and a shape, then the largest allowed crop in the middle (Inception's way)."""
+    if v.crop_scale == (1.0, 1.0):
+        return 0, 0, H, W
+    low, high = np.log(v.crop_ratio)
+    for _ in range(10):
+        area = H * W * rng.uniform(*v.crop_scale)
+        ratio = np.exp(rng.uniform(low, high))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= W and 0 < h <= H:
+            return int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1)), h, w
+    w, h = min(W, max(1, round(H * v.crop_ratio[1]))), min(H, max(1, round(W / v.crop_ratio[0])))
+    return (H - h) // 2, (W - w) // 2, h, w
+
+
+def _colour(x: np.ndarray, v: View, rng: np.random.Generator) -> np.ndarray:
+    """Jitter in a random order, then grey: torchvision's ColorJitter and RandomGrayscale."""
+    steps: list[tuple[str, float]] = []
+    if v.jitter and rng.random() < v.jitter:
+        factors = {n: rng.uniform(max(0.0, 1 - s), 1 + s) for n in ("brightness", "contrast", "saturation") if (s := getattr(v, n))}
+        if v.hue:
+            factors["hue"] = rng.uniform(-v.hue, v.hue)
+        names = list(factors)
+        steps = [(names[i], factors[names[i]]) for i in rng.permutation(len(names))]
+    grey = bool(v.grey) and rng.random() < v.grey
+    if not steps and not grey:
         return x
-
-    def _crop(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Random resized crop: ten tries at an area and a shape, then the largest allowed crop in the middle (Inception's way)."""
-        (H, W), v = picture.shape[:2], self.views
-        if v.crop_scale == (1.0, 1.0):
-            return picture
-        low, high = np.log(v.crop_ratio)
-        for _ in range(10):
-            area = H * W * rng.uniform(*v.crop_scale)
-            ratio = np.exp(rng.uniform(low, high))
-            w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-            if 0 < w <= W and 0 < h <= H:
-                top, left = int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1))
-                return picture[top : top + h, left : left + w]
-        w, h = min(W, round(H * v.crop_ratio[1])), min(H, round(W / v.crop_ratio[0]))
-        top, left = (H - h) // 2, (W - w) // 2
-        return picture[top : top + h, left : left + w]
-
-    def _pipeline(self) -> Any:
-        """The albumentations part, made on first use in each worker; None where the views ask for nothing of it."""
-        if self._after is None:
-            v = self.views
-            if not (v.jitter or v.grey or v.blur or v.solarize):
-                return None
-            os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-            import albumentations as A
-
-            steps: list[Any] = []
-            if v.jitter:
-                factors = {k: (max(0.0, 1 - s), 1 + s) for k in ("brightness", "contrast", "saturation") for s in (getattr(v, k),)}
-                steps.append(A.ColorJitter(**factors, hue=(-v.hue, v.hue), p=v.jitter))
-            if v.grey:
-                steps.append(A.ToGray(p=v.grey))
-            if v.blur:
-                scale = max(self.size) / 224
-                steps.append(A.GaussianBlur(sigma_limit=(0.1 * scale, 2.0 * scale), blur_limit=0, p=v.blur))
-            if v.solarize:
-                steps.append(A.Solarize(p=v.solarize))
-            self._after = A.Compose(steps)
-        return self._after
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"views": self.views, "size": self.size, "_after": None}
+    if x.shape[2] != 3:
+        strengths = dict(steps)
+        return color.adjust_any(x, strengths.get("brightness", 1.0), strengths.get("contrast", 1.0))
+    return color.adjust(np.ascontiguousarray(x), steps, grey=grey)
 
 
 class CenterCrop:
@@ -144,15 +205,10 @@ class CenterCrop:
     def __init__(self, image_size: tuple[int, int], crop_share: float = 1.0) -> None:
         self.size, self.share = image_size, crop_share
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        (H, W), (height, width) = picture.shape[:2], self.size
+    def __call__(self, picture: Picture | np.ndarray, rng: np.random.Generator | None = None) -> list[np.ndarray]:
+        if isinstance(picture, np.ndarray):
+            picture = Picture(picture)
+        (H, W), (height, width) = (picture.height, picture.width), self.size
         scale = min(H / height, W / width) * self.share
         h, w = max(1, min(H, round(height * scale))), max(1, min(W, round(width * scale)))
-        top, left = (H - h) // 2, (W - w) // 2
-        cut = picture[top : top + h, left : left + w]
-        return [cv2.resize(cut, (width, height), interpolation=_interpolation(cut.shape, self.size))]
-
-
-def _interpolation(shape: tuple[int, ...], size: tuple[int, int]) -> int:
-    """Averaging where pixels become fewer (no aliasing), cubic where they become more."""
-    return cv2.INTER_AREA if shape[0] > size[0] and shape[1] > size[1] else cv2.INTER_CUBIC
+        return picture.cut([((H - h) // 2, (W - w) // 2, h, w)], [self.size], exact=True)

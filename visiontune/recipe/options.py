@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from visiontune import ranges
+from visiontune.data.pipelines import PIPELINES
 
 PACKAGE = Path(__file__).parent.parent
 # Given by the recipe's other keys, not by the method's own section.
@@ -51,6 +52,12 @@ class Options:
 def methods() -> tuple[str, ...]:
     """Names of the pretraining methods: the files of `pretrain/`."""
     return tuple(sorted(p.stem for p in (PACKAGE / "pretrain").glob("*.py") if not p.stem.startswith("_")))
+
+
+@functools.cache
+def named_views() -> dict[str, dict[str, Any]]:
+    """View pipelines by name: those of published methods, and of our own, which stand beside each method."""
+    return PIPELINES | {name: read_options("pretrain", name).views for name in methods()}
 
 
 @functools.cache

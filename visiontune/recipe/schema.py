@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from visiontune.data.views import Views
+from visiontune.data.views import View
 from visiontune.ranges import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
-from visiontune.recipe.options import methods, read_options
+from visiontune.recipe.options import methods, named_views, read_options
 
 Auto = Literal["auto"]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 Size = PositiveInt | tuple[PositiveInt, PositiveInt]
 
 
@@ -28,11 +29,10 @@ class Backbone(Section):
     partial: bool = Field(False, description="load what fits of `weights` and leave the rest at random, with a list of it")
 
 
-def _augment_model() -> type[BaseModel]:
+def _view_fields() -> dict[str, Any]:
     import dataclasses
 
     ranged: dict[str, Any] = {
-        "views": PositiveInt,
         "crop_scale": tuple[OpenFraction | Literal[1], Fraction],
         "crop_ratio": tuple[PositiveFloat, PositiveFloat],
         "rotate": Annotated[float, Field(ge=0, le=180)],
@@ -40,16 +40,38 @@ def _augment_model() -> type[BaseModel]:
         "contrast": NonNegativeFloat,
         "saturation": NonNegativeFloat,
         "hue": Annotated[float, Field(ge=0, le=0.5)],
+        "blur_sigma": tuple[PositiveFloat, PositiveFloat],
+        "solarize_threshold": Annotated[int, Field(ge=0, le=255)],
     }
-    meanings = _attribute_meanings(Views.__doc__ or "")
-    fields: dict[str, Any] = {
-        f.name: (ranged.get(f.name, Fraction) | None, Field(None, description=meanings.get(f.name))) for f in dataclasses.fields(Views)
-    }
+    meanings = _attribute_meanings(View.__doc__ or "")
+    return {f.name: (ranged.get(f.name, Fraction) | None, Field(None, description=meanings.get(f.name))) for f in dataclasses.fields(View)}
+
+
+def _augment_model() -> type[BaseModel]:
+    view = _view_fields()
+    second = create_model("SecondView", __base__=Section, __doc__="What differs in the second view.", **view)
+    local = create_model(
+        "LocalViews",
+        __base__=Section,
+        __doc__="Small crops besides, as in DINO's multi-crop.",
+        views=(NonNegativeInt | None, Field(None, description="how many")),
+        image_size=(Size | None, Field(None, description="pixels of a side, or [height, width]; 96 unless the pipeline says otherwise")),
+        **view,
+    )
+    pipeline = Literal[tuple(named_views())]  # type: ignore[valid-type]
     return create_model(
         "Augment",
         __base__=Section,
         __doc__="Keys that replace the method's own views; what is not named stays as the method has it.",
-        **fields,
+        pipeline=(pipeline | None, Field(None, description="start from the views of this method or paper instead of the method's own")),
+        views=(PositiveInt | None, Field(None, description="how many views of each picture")),
+        second=(second | None, Field(None, description="keys that differ in the second view")),
+        local=(local | None, Field(None, description="small crops besides")),
+        albumentations=(
+            str | list[str | dict[str, Any]] | None,
+            Field(None, description="transforms of albumentations after all else: a list of names and settings, or a YAML or JSON file"),
+        ),
+        **view,
     )
 
 
@@ -58,22 +80,37 @@ def _attribute_meanings(doc: str) -> dict[str, str]:
     return {name: meaning for name, colon, meaning in lines if colon and name.isidentifier()}
 
 
-Augment: Any = _augment_model()
+def _pipeline_named(value: Any) -> Any:
+    """A bare string means `{pipeline: ...}`."""
+    return {"pipeline": value} if isinstance(value, str) else value
+
+
+_Augment: Any = _augment_model()
+Augment: Any = Annotated[_Augment, BeforeValidator(_pipeline_named)]
 
 
 class Data(Section):
     """Pictures of the training."""
 
-    train: str = Field(description="folder of pictures, at any depth; or sample:digits/train")
+    train: str = Field(description="folder of pictures, at any depth, or of tar shards; or sample:digits/train")
     image_size: Size = Field(224, description="pixels of a side, or [height, width]")
     batch_size: PositiveInt = Field(256, description="pictures per optimiser step over all devices and accumulation")
     workers: NonNegativeInt | Auto = Field("auto", description="loader processes for each device")
-    augment: Augment = Field(default_factory=Augment, description="replaces keys of the method's own views")  # type: ignore[valid-type]
+    augment: Augment = Field(default_factory=_Augment, description="replaces keys of the method's own views")  # type: ignore[valid-type]
     max_broken: Fraction = Field(0.01, description="largest share of unreadable pictures; five are forgiven in any folder")
-    mean: tuple[Fraction, Fraction, Fraction] | None = Field(
-        None, description="of each channel in [0, 1]; default: of the weights, else timm's of the backbone"
+    repeats: PositiveInt = Field(
+        1, description="steps in a row on other crops of the same pictures, decoded once: for loader-bound machines"
     )
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(None, description="likewise")
+    channels: PositiveInt = Field(3, description="3 and 1 (grey) take any picture; others TIFF and .npy files with that many channels")
+    value_range: tuple[float, float] | None = Field(
+        None, description="what becomes black and white in pictures of more than 8 bits; default: all 16 bits, 0 to 1 for floats"
+    )
+    background: tuple[Byte, Byte, Byte] = Field((255, 255, 255), description="RGB that transparent pixels are laid on")
+    mean: list[Fraction] | Literal["estimate"] | None = Field(
+        None,
+        description="of each channel in [0, 1], or `estimate`; default: of the weights, else timm's, estimated for channels other than 3",
+    )
+    std: list[PositiveFloat] | Literal["estimate"] | None = Field(None, description="likewise")
 
 
 class LabelledData(Data):

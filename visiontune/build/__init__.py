@@ -1,0 +1,70 @@
+"""Settings to objects: the only room that knows both.
+
+`derive` fills in every number that the recipe leaves open, with its reason; the rest turns the filled-in recipe into pictures, a
+module and a Trainer.
+"""
+
+from dataclasses import dataclass
+
+from visiontune.build.modules import compile_blocks, make_module, weights_path
+from visiontune.build.numbers import auto_precision, derive
+from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_data, reading_of, views_of
+from visiontune.build.trainer import check_split, make_trainer, processes_here, sync_batch_norms, tensorboard
+from visiontune.errors import UserError
+from visiontune.module import Module
+from visiontune.recipe import Recipe
+
+__all__ = [
+    "Prepared", "Tables", "auto_precision", "check_split", "clean_loader", "compile_blocks", "derive", "find_pictures", "make_data",
+    "make_module", "make_trainer", "prepare", "processes_here", "reading_of", "rehearse", "sync_batch_norms", "tensorboard", "views_of",
+    "weights_path",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run up to its Trainer, with nothing written yet.
+
+    Attributes:
+        recipe: with every number filled in.
+        tables: its pictures.
+        module: with its weights.
+        notes: what was found and decided, in words.
+    """
+
+    recipe: Recipe
+    tables: Tables
+    module: Module
+    notes: list[str]
+
+
+def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
+    """Pictures, numbers and module of a run: whatever can be wrong with a recipe is found here.
+
+    Raises:
+        UserError: in one sentence.
+    """
+    tables = find_pictures(recipe)
+    processes = processes_here(recipe)
+    check_split(recipe, processes * recipe.trainer.num_nodes)
+    recipe, derived = derive(recipe, tables, processes)
+    module, loaded = make_module(recipe, tables, resumed=resumed)
+    return Prepared(recipe, tables, module, [*tables.notes, *derived, *loaded])
+
+
+def rehearse(stages: dict[str, Recipe]) -> dict[str, Prepared]:
+    """Prepare every stage before the first one trains; a backbone that an earlier stage will make stands in with random weights."""
+    prepared: dict[str, Prepared] = {}
+    for name, recipe in stages.items():
+        recipe = recipe.model_copy(deep=True)
+        if recipe.backbone.weights.startswith("stage:"):
+            source = prepared[recipe.backbone.weights.removeprefix("stage:")].module.spec
+            recipe.backbone.weights = "random"
+            if recipe.backbone.name in (None, source.name):
+                recipe.backbone.name = source.name
+                recipe.backbone.args = {k: v for k, v in source.args.items() if k != "img_size"} | recipe.backbone.args
+        try:
+            prepared[name] = prepare(recipe)
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}" if name else str(error)) from error
+    return prepared

@@ -1,0 +1,147 @@
+"""The LightningModule of a recipe, with its weights, mean and standard deviation."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from visiontune import backbones
+from visiontune.build.pictures import Tables, estimate_statistics, picture_size
+from visiontune.errors import UserError
+from visiontune.module import Module
+from visiontune.recipe import PretrainRecipe, Recipe
+from visiontune.recipe.schema import is_path, options_of
+from visiontune.run import Run
+
+
+def weights_path(weights: str) -> Path:
+    """A weights file, an exported folder, or a run's `weights/backbone`; of a staged run its last stage is meant.
+
+    Raises:
+        UserError: if a run has no weights yet.
+    """
+    path = Path(weights)
+    if not path.is_dir() or not (path / "recipe.yaml").is_file():
+        return path
+    run = Run(path)
+    if stages := run.stage_runs():
+        run = list(stages.values())[-1]
+    if not (run.backbone / "config.json").is_file():
+        cure = f"python -m visiontune.fit --resume {path}"
+        raise UserError(f"backbone.weights: the run {run.folder} has no weights/backbone yet; finish it first: {cure}")
+    return run.backbone
+
+
+def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tuple[Module, list[str]]:
+    """The LightningModule of a derived recipe, with its weights, and what was loaded in words.
+
+    A resumed run gets its weights from the checkpoint; the file that it once started from may be gone.
+    """
+    o, b = recipe.optim, recipe.backbone
+    steps_per_epoch = len(tables.train) // recipe.data.batch_size * recipe.data.repeats
+    common: dict[str, Any] = {
+        "image_size": recipe.data.image_size,
+        "channels": recipe.data.channels,
+        "backbone_args": b.args,
+        "weights": "timm" if b.weights == "timm" and not resumed else "random",
+        "optimizer": o.name,
+        "lr": o.lr,
+        "weight_decay": o.weight_decay,
+        "betas": o.betas,
+        "momentum": o.momentum,
+        "warmup_steps": round((o.warmup_epochs or 0) * steps_per_epoch),
+        "total_steps": steps_per_epoch * recipe.epochs,
+        "min_lr_factor": o.min_lr_factor,
+        "layer_decay": o.layer_decay,
+        "clip": o.clip,
+    }
+    torch.manual_seed(recipe.seed)
+    options = options_of(recipe)
+    cls = getattr(importlib.import_module(f"visiontune.{_room(recipe)}.{options.name}"), options.class_name)
+    if isinstance(recipe, PretrainRecipe):
+        own = recipe.method.model_dump(exclude={"name"})
+    else:
+        own = recipe.head.model_dump(exclude={"name"})
+        own |= {"tune": recipe.tune, "num_classes": len(tables.train.classes), "class_names": tables.train.classes}
+
+    module: Module
+    config, report = None, None
+    if is_path(b.weights):
+        config = backbones.read_config(Path(b.weights))
+    module = cls(b.name, **own, **common)
+    if is_path(b.weights) and not resumed:
+        report = backbones.load_weights(module.backbone, b.weights, partial=b.partial)
+    notes = report.lines() if report else []
+    notes.append(_set_statistics(module, recipe, tables, config, report, resumed=resumed))
+    size = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    notes.append(
+        f"{options.class_name} on {b.name}: {size / 1e6:.2f} M parameters to train, embedding of {module.face.width}, "
+        f"pictures of {picture_size(recipe)[0]}x{picture_size(recipe)[1]}"
+    )
+    if recipe.compile:
+        blocks = compile_blocks(module.backbone)
+        notes.append(f"compiled {blocks} blocks of the backbone one by one")
+    return module, notes
+
+
+def _room(recipe: Recipe) -> str:
+    return "pretrain" if isinstance(recipe, PretrainRecipe) else "finetune"
+
+
+def _set_statistics(module: Module, recipe: Recipe, tables: Tables, config: dict[str, Any] | None, report: Any, *, resumed: bool) -> str:
+    """Mean and standard deviation: the recipe's, else those of the weights, else timm's of the backbone, or estimated from pictures.
+
+    Raises:
+        UserError: if the recipe gives another number of them than there are channels.
+    """
+    data, channels = recipe.data, recipe.data.channels
+    for key in ("mean", "std"):
+        given = getattr(data, key)
+        if isinstance(given, list) and len(given) != channels:
+            raise UserError(f"data.{key}: got {given}; expected {channels} numbers, one a channel, or `estimate`")
+    weights = (config or {}).get("pretrained_cfg", {})
+    mean, std = weights.get("mean"), weights.get("std")
+    source = "of the weights"
+    if not mean and report is not None and report.layout == "mae":
+        # timm's configurations of these names say 0.5, the published files were trained with ImageNet's
+        mean, std, source = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, "ImageNet's, as for every file of facebookresearch/mae"
+    estimate = "estimate" in (data.mean, data.std)
+    if mean is None or len(mean) != channels:
+        mean, std = module.mean.flatten().tolist(), module.std.flatten().tolist()
+        source = f"timm's for {module.spec.name}"
+        # timm's numbers are of photos: what another sensor sees is measured
+        estimate |= channels not in (1, 3) and not (data.mean and data.std)
+    if estimate and resumed:
+        return "mean and std: those of the checkpoint"
+    if estimate:
+        mean, std, count = estimate_statistics(recipe, tables.train)
+        source = f"estimated from {count} training pictures"
+    given_mean, given_std = (v if isinstance(v, list) else None for v in (data.mean, data.std))
+    if given_mean or given_std:
+        source = "of the recipe"
+    mean, std = given_mean or mean, given_std or std
+    with torch.no_grad():
+        module.mean.copy_(torch.tensor(mean).view_as(module.mean))
+        module.std.copy_(torch.tensor(std).view_as(module.std))
+    return f"mean {_numbers(mean)} and std {_numbers(std)}: {source}"
+
+
+def _numbers(values: Any) -> str:
+    rounded = [f"{v:.3f}" for v in values]
+    return rounded[0] if len(set(rounded)) == 1 else "/".join(rounded)
+
+
+def compile_blocks(model: torch.nn.Module) -> int:
+    """Compile a backbone's repeated blocks in place: parameter names stay, and `self.log` never breaks a graph."""
+    count = 0
+    for name in ("blocks", "stages", "layer1", "layer2", "layer3", "layer4", "layers"):
+        part = getattr(model, name, None)
+        for block in part.children() if part is not None else ():
+            block.compile(dynamic=False)  # blocks of other widths are other programs, not one with symbols for sizes
+            count += 1
+    if not count:
+        model.compile(dynamic=False)
+        count = 1
+    return count

@@ -1,0 +1,160 @@
+"""The pictures that a recipe names: tables of them, how they are read and viewed, their loaders, mean and standard deviation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visiontune.data import user_transforms
+from visiontune.data.broken import Broken
+from visiontune.data.datamodule import PictureData
+from visiontune.data.decode import BrokenPicture, Picture, Reading
+from visiontune.data.folder import align_labels, few_labels, list_pictures, split_off
+from visiontune.data.loader import Pictures, make_loader
+from visiontune.data.order import EvalOrder, permute
+from visiontune.data.read import read_bytes
+from visiontune.data.table import PictureTable
+from visiontune.data.views import Augment, CenterCrop, Views
+from visiontune.errors import UserError, some
+from visiontune.recipe import ClassifyRecipe, Recipe
+from visiontune.recipe.options import named_views
+from visiontune.recipe.schema import options_of
+
+@dataclass(frozen=True)
+class Tables:
+    """The pictures of a run.
+
+    Attributes:
+        train: to train on.
+        val: to validate on, or None.
+        probe: labelled training and validation pictures of the probe, or None.
+        notes: what was decided, in words.
+    """
+
+    train: PictureTable
+    val: PictureTable | None
+    probe: tuple[PictureTable, PictureTable] | None
+    notes: list[str]
+
+
+def find_pictures(recipe: Recipe) -> Tables:
+    """List the folders that a recipe names.
+
+    Raises:
+        UserError: if one is missing, empty, or too small for a batch.
+    """
+    notes: list[str] = []
+    val: PictureTable | None = None
+    probe = None
+    if isinstance(recipe, ClassifyRecipe):
+        data = recipe.data
+        train = list_pictures(data.train, labelled=True)
+        notes += train.notes
+        if isinstance(data.val, str):
+            val = align_labels(list_pictures(data.val, key="data.val", labelled=True), train.classes)
+        else:
+            train, val = split_off(train, data.val, seed=recipe.seed)
+        total = len(train)
+        train = few_labels(train, seed=recipe.seed, fraction=data.labels_fraction, per_class=data.labels_per_class)
+        used = f"{len(train)} of {total}" if len(train) < total else str(total)
+        notes.append(
+            f"pictures: {used} with labels to train, {len(val)} to validate, {len(train.classes)} classes: {some(train.classes, 10)}"
+        )
+        missing = [c for k, c in enumerate(train.classes) if train.labels is not None and not (train.labels == k).any()]
+        if missing:
+            raise UserError(f"data.train: no picture of {some(missing)}")
+    else:
+        train = list_pictures(recipe.data.train)
+        notes += train.notes
+        notes.append(f"pictures: {len(train)} without labels in {recipe.data.train}")
+        if recipe.probe:
+            labelled = list_pictures(recipe.probe.train, key="probe.train", labelled=True)
+            judged = align_labels(list_pictures(recipe.probe.val, key="probe.val", labelled=True), labelled.classes, key="probe.val")
+            probe = (labelled, judged)
+            notes.append(f"probe: {len(labelled)} labelled pictures to fit, {len(judged)} to score")
+    if len(train) < recipe.data.batch_size:
+        raise UserError(
+            f"data.batch_size: got {recipe.data.batch_size}, but there are {len(train)} pictures to train on; "
+            f"give at most that, e.g. data.batch_size={max(1, len(train) // 2)}"
+        )
+    return Tables(train, val, probe, notes)
+
+
+def picture_size(recipe: Recipe) -> tuple[int, int]:
+    size = recipe.data.image_size
+    return (size, size) if isinstance(size, int) else size
+
+
+def reading_of(recipe: Recipe) -> Reading:
+    data = recipe.data
+    return Reading(data.channels, data.background, data.value_range)
+
+
+def views_of(recipe: Recipe) -> tuple[Views, list[str]]:
+    """The views that a method or task asks for with the recipe's own on top; and in words what was left out of them.
+
+    Raises:
+        UserError: for views that do not fit together, or transforms that albumentations does not know.
+    """
+    own = recipe.data.augment.model_dump(exclude_none=True)
+    pipeline = own.pop("pipeline", None)
+    base = named_views()[pipeline] if pipeline else options_of(recipe).views
+    views, dropped = Views.of(base, own).of_channels(recipe.data.channels)
+    if views.albumentations is not None:
+        user_transforms.compose(views.albumentations)  # a mistake is found here, not by a loader worker
+    notes = [f"views: {', '.join(dropped)} left out, they need RGB and pictures have {recipe.data.channels} channels"] if dropped else []
+    return views, notes
+
+
+def make_data(recipe: Recipe, tables: Tables, broken_csv: Path | None) -> PictureData:
+    assert isinstance(recipe.data.workers, int), "derive() comes first"
+    return PictureData(
+        tables.train,
+        Augment(views_of(recipe)[0], picture_size(recipe)),
+        val=tables.val,
+        val_transform=CenterCrop(picture_size(recipe)),
+        batch_size=recipe.data.batch_size,
+        workers=recipe.data.workers,
+        seed=recipe.seed,
+        broken=Broken(broken_csv, limit=recipe.data.max_broken, total=len(tables.train)),
+        labelled=isinstance(recipe, ClassifyRecipe),
+        reading=reading_of(recipe),
+        repeats=recipe.data.repeats,
+    )
+
+
+def clean_loader(recipe: Recipe, table: PictureTable, batch_size: int) -> Callable[[], Any]:
+    """Makes a loader of clean pictures with labels, whole in every process."""
+
+    def loader() -> Any:
+        dataset = Pictures(table, CenterCrop(picture_size(recipe)), reading=reading_of(recipe))
+        return make_loader(dataset, EvalOrder(len(table), batch_size), workers=0)
+
+    return loader
+
+
+def estimate_statistics(recipe: Recipe, table: PictureTable, pictures: int = 1000) -> tuple[list[float], list[float], int]:
+    """Mean and standard deviation of each channel in [0, 1], over some pictures as validation sees them; and how many there were.
+
+    Raises:
+        UserError: if none of them can be read.
+    """
+    view, reading = CenterCrop(picture_size(recipe)), reading_of(recipe)
+    sums, squares, count = np.zeros(reading.channels), np.zeros(reading.channels), 0
+    causes = []
+    n = len(table)
+    for index in permute(np.arange(min(pictures, n)), n, seed=recipe.seed, epoch=0).tolist():
+        try:
+            pixels = view(Picture(read_bytes(table, index), reading))[0].astype(np.float64) / 255
+        except BrokenPicture as error:
+            causes.append(f"{table.path(index)} ({error})")
+            continue
+        sums, squares, count = sums + pixels.mean((0, 1)), squares + np.square(pixels).mean((0, 1)), count + 1
+    if not count:
+        raise UserError(f"data.train: none of the first {len(causes)} pictures can be read: {some(causes, 5)}")
+    mean = sums / count
+    # A channel that never changes is left alone rather than divided by nothing.
+    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    return mean.tolist(), np.where(std < 1e-4, 1.0, std).tolist(), count

@@ -1,0 +1,93 @@
+"""Lightning's Trainer from the recipe's `trainer` section."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from timm.layers import convert_sync_batchnorm
+
+from visiontune.errors import UserError
+from visiontune.module import Module
+from visiontune.recipe import Recipe
+
+
+def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
+    """Lightning's Trainer from the recipe's `trainer` section."""
+    t = recipe.trainer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _trainer(
+            accelerator=t.accelerator,
+            devices=t.devices,
+            strategy=t.strategy,
+            num_nodes=t.num_nodes,
+            precision=t.precision,
+            max_epochs=recipe.epochs,
+            accumulate_grad_batches=t.accumulate_grad_batches,
+            log_every_n_steps=t.log_every_n_steps,
+            deterministic=t.deterministic,
+            use_distributed_sampler=False,  # our order knows ranks itself
+            num_sanity_val_steps=0,
+            enable_checkpointing=True,
+            enable_model_summary=False,
+            enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks),
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=loggers,
+        )
+
+
+def processes_here(recipe: Recipe) -> int:
+    """Training processes on this machine: one a device."""
+    devices = recipe.trainer.devices
+    if isinstance(devices, list):
+        return len(devices)
+    if isinstance(devices, int):
+        return devices
+    return max(1, torch.cuda.device_count()) if recipe.trainer.accelerator != "cpu" else 1
+
+
+def tensorboard(folder: Path) -> list[Any]:
+    """TensorBoard's logger where it is installed."""
+    if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        return []
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return [TensorBoardLogger(save_dir=folder, name="tensorboard", version="", default_hp_metric=False)]
+
+
+def _trainer(**settings: Any) -> L.Trainer:
+    try:
+        return L.Trainer(**settings)
+    except (MisconfigurationException, ValueError, RuntimeError) as error:  # a device, strategy or precision that is not there
+        raise UserError(f"trainer: Lightning refuses these settings here: {str(error).strip().splitlines()[0]}") from error
+
+
+def sync_batch_norms(module: Module, recipe: Recipe, trainer: L.Trainer) -> None:
+    """Batch norms over all processes, by timm's function: Lightning's (torch's) drops the activation inside timm's BatchNormAct2d.
+
+    By default where several CUDA devices train; torch's synchronised norm refuses the CPU.
+    """
+    wanted = recipe.trainer.sync_batchnorm
+    if wanted if wanted is not None else trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
+        convert_sync_batchnorm(module)
+
+
+def check_split(recipe: Recipe, world_size: int) -> None:
+    """A global batch must divide evenly.
+
+    Raises:
+        UserError: if it does not.
+    """
+    accumulate = recipe.trainer.accumulate_grad_batches
+    parts = world_size * accumulate
+    if recipe.data.batch_size % parts:
+        near_size = max(parts, recipe.data.batch_size // parts * parts)
+        raise UserError(
+            f"data.batch_size: got {recipe.data.batch_size}, which {world_size} devices x {accumulate} accumulated batches do not divide; "
+            f"try data.batch_size={near_size}"
+        )

@@ -1,0 +1,95 @@
+"""The account of pictures that could not be read: each once in `broken.csv`, over all processes of a run."""
+
+import contextlib
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from visiontune.errors import UserError, some
+
+# Five are forgiven in any folder: one bad file among seventy is no reason to stop.
+FORGIVEN = 5
+
+
+class Broken:
+    """Pictures that could not be read, with causes; beyond a share of the folder the run stops.
+
+    Several processes write one file: each takes up what the others wrote before it adds its own, so that none is listed twice and
+    the share counts all.
+
+    Args:
+        csv: the file; None keeps the account in memory only.
+        limit: largest share of broken pictures.
+        total: pictures in the folder.
+    """
+
+    def __init__(self, csv: Path | None, *, limit: float, total: int) -> None:
+        self.csv, self.limit, self.total = csv, limit, total
+        self.causes: dict[str, str] = {}
+        self._read_to = 0
+        if csv is not None and csv.exists():
+            with csv.open("rb") as file:
+                self._take_up(file)
+
+    def note(self, broken: Iterable[tuple[str, str]]) -> None:
+        """List pictures, each once."""
+        new = {path: cause for path, cause in broken if path not in self.causes}
+        if not new:
+            return
+        if self.csv is not None:
+            with self.csv.open("a+b") as file, _alone(file):
+                self._take_up(file)
+                new = {path: cause for path, cause in new.items() if path not in self.causes}
+                text = io.StringIO()
+                rows = [["path", "cause"]] if self._read_to == 0 else []
+                csv.writer(text, lineterminator="\n").writerows(rows + [list(row) for row in new.items()])
+                file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+                file.flush()
+                self._read_to = file.seek(0, os.SEEK_END)
+        self.causes |= new
+
+    def _take_up(self, file: io.BufferedIOBase) -> None:
+        """Rows that were written since the last look."""
+        file.seek(self._read_to)
+        text = file.read().decode("utf-8", "surrogateescape")
+        self._read_to = file.tell()
+        self.causes |= {row[0]: row[1] for row in csv.reader(io.StringIO(text)) if len(row) == 2 and row != ["path", "cause"]}
+
+    def add(self, broken: list[tuple[str, str]], *, got_any: bool) -> None:
+        """List pictures of a batch, and stop the run beyond the limit, or where a batch has none left.
+
+        Raises:
+            UserError: with the first of them and their causes.
+        """
+        self.note(broken)
+        if len(self.causes) > max(FORGIVEN, self.limit * self.total) or not got_any:
+            listed = some((f"{p} ({c})" for p, c in self.causes.items()), 5)
+            where = f"; all are in {self.csv}" if self.csv else ""
+            raise UserError(
+                f"data: {len(self.causes)} of {self.total} pictures cannot be read, more than data.max_broken allows ({self.limit:g}): "
+                f"{self.summary()}; e.g. {listed}{where}. Repair or remove them, or raise data.max_broken"
+            )
+
+    def summary(self) -> str:
+        """How many of each cause: `3 empty file, 1 file is gone`."""
+        return count_causes(self.causes.values())
+
+
+def count_causes(causes: Iterable[str]) -> str:
+    """How many of each, the most frequent first; details after a colon or bracket are left out."""
+    kinds = Counter(cause.split(":")[0].split(" (")[0] for cause in causes)
+    return ", ".join(f"{n} {cause}" for cause, n in kinds.most_common())
+
+
+@contextlib.contextmanager
+def _alone(file: io.BufferedIOBase):  # type: ignore[no-untyped-def]
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # no locks here: then a row may come twice
+        pass
+    yield  # closing the file gives the lock back
