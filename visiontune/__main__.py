@@ -106,10 +106,7 @@ def _check_pictures(folder: str, overrides: list[str], out: str | None, tiny: in
     from visiontune.data.inspect import inspect
     from visiontune.errors import UserError, some
 
-    try:
-        table = list_pictures(folder, key="check", labelled=True)
-    except UserError:  # no class folders
-        table = list_pictures(folder, key="check")
+    table = list_pictures(folder, key="check", labelled=None)
     reading = Reading()
     for text in overrides:
         key, _, value = text.partition("=")
@@ -157,14 +154,8 @@ def shard(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from visiontune.data.folder import list_pictures
     from visiontune.data.shard_writer import write_shards
-    from visiontune.errors import UserError
 
-    try:
-        table = list_pictures(args.folder, key="shard", labelled=not args.unlabelled)
-    except UserError:
-        if args.unlabelled:
-            raise
-        table = list_pictures(args.folder, key="shard")
+    table = list_pictures(args.folder, key="shard", labelled=False if args.unlabelled else None)
     summary = write_shards(table, Path(args.out), size=args.size)
     print("\n".join(summary.lines()))
     return 0

@@ -52,6 +52,14 @@ def test_a_folder_is_listed_sorted_at_any_depth_and_other_files_are_left(tmp_pat
     assert labelled.path(0).endswith("a/0.jpeg")
 
 
+def test_labels_are_taken_where_every_picture_has_one(tmp_path):
+    make(tmp_path, "a/1.jpg", "b/2.jpg")
+    assert list_pictures(tmp_path, labelled=None).classes == ("a", "b")
+    make(tmp_path, "3.jpg")
+    table = list_pictures(tmp_path, labelled=None)
+    assert (len(table), table.labels) == (3, None)
+
+
 def test_the_order_is_that_of_the_names_whatever_the_order_of_creation_and_the_number_of_processes(tmp_path, monkeypatch):
     files = [f"{d}/{i}.jpg" for d in ("x/y", "x", "z", "q/r/s") for i in range(5)]
     found = []

@@ -22,6 +22,7 @@ from visiontune.recipe import ClassifyRecipe, Recipe
 from visiontune.recipe.options import named_views
 from visiontune.recipe.schema import options_of
 
+
 @dataclass(frozen=True)
 class Tables:
     """The pictures of a run.

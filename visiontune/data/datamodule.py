@@ -10,7 +10,7 @@ from visiontune.data.broken import Broken
 from visiontune.data.decode import Reading
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder, TrainOrder
-from visiontune.data.shards import ShardShuffle
+from visiontune.data.shard_order import ShardShuffle
 from visiontune.data.table import PictureTable
 from visiontune.errors import UserError
 

@@ -15,7 +15,7 @@ from visiontune.data.walk import SUFFIXES
 from visiontune.errors import UserError, some
 
 
-def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool = False) -> PictureTable:
+def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool | None = False) -> PictureTable:
     """List a folder's pictures in an order that depends on names alone, so that the same tree gives the same order everywhere.
 
     The listing is kept in the user's cache folder and brought up to date by the folders that changed.
@@ -23,7 +23,8 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool =
     Args:
         root: a folder of pictures, or of tar shards (also `shards/train-*.tar`); `sample:digits/train` and `sample:digits/test`.
         key: the recipe's key, for error messages.
-        labelled: take the first level of sub-folders as classes, in alphabetical order; of shards their `.cls` files.
+        labelled: take the first level of sub-folders as classes, in alphabetical order; of shards their `.cls` files. None does so
+            where every picture has a class.
 
     Raises:
         UserError: if the folder is missing or holds no picture, or has no classes although `labelled`.
@@ -39,9 +40,12 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool =
         listed = f"it holds {some(there)}" if there else "it is empty"
         troubles = "".join(f"; {note.removeprefix('index: ')}" for note in index.notes()[1:])
         raise UserError(f"{key}: no picture in {folder}; {listed}{troubles}; pictures end in {', '.join(SUFFIXES)}")
-    first = 0
-    if labelled:
-        first = int((index.labels < 0).sum())  # the root's own pictures, which have no class, come first
+    first = int((index.labels < 0).sum())  # the root's own pictures, which have no class, come first
+    if labelled is None:
+        labelled = not first and len(index.classes) > 1
+    if not labelled:
+        first = 0
+    else:
         if len(index.classes) < 2:
             found = f"one class folder ({index.classes[0]})" if index.classes else f"{len(index)} pictures and no class folders"
             raise UserError(f"{key}: {folder} holds {found}; labelled pictures lie in one sub-folder a class (flowers/train/rose/1.jpg)")

@@ -1,34 +1,22 @@
-"""The listing of a folder in a file that is mapped into memory: made once, opened in milliseconds, brought up to date by what changed.
+"""The listing of a folder in a file that is mapped into memory: made once, opened in milliseconds, brought up to date by what changed."""
 
-Layout: a line with the version, the length of a JSON header, the header, then arrays, each on a 64-byte boundary. A new file is written
-beside the old one and renamed over it, so a process that has the old one open keeps it whole.
-"""
-
-import contextlib
 import hashlib
 import itertools
-import json
-import mmap
 import os
-import tempfile
 import time
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from visiontune.data.mapped import alone, read_mapped, write_mapped
 from visiontune.data.sample import cache_folder
 from visiontune.data.walk import SUFFIXES, Folder, Tree, join, stamp_of, walk
 from visiontune.errors import UserError, some
 
-MAGIC = b"visiontune index 1\n"
-ARRAYS = {
-    "names": np.uint8, "offsets": np.int64, "labels": np.int32,
-    "folders": np.uint8, "folder_offsets": np.int64, "folder_first": np.int64, "stamps": np.int64,
-}  # fmt: skip
+KIND = "visiontune index 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +103,7 @@ def open_index(root: str, *, beside: bool | None = None, fresh: bool = False, pr
         beside = index_file(root, beside=True).is_file()
     file = index_file(root, beside=beside)
     started = time.monotonic()
-    with _alone(file):
+    with alone(file):
         old = None if fresh else _read(file)
         if old is not None and _current(old, root):
             return old
@@ -141,25 +129,6 @@ def open_again(file: Path, fingerprint: str) -> Index:
 
 def _with(index: Index, **changes: Any) -> Index:
     return Index(**{**index.__dict__, **changes})
-
-
-@contextlib.contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """One process at a time; where the file system has no locks each lists for itself, and the last one's file stays."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(f"{file}.lock", "a")  # noqa: SIM115
-    except OSError as error:
-        cure = "set VISIONTUNE_CACHE to a folder that can be written"
-        raise UserError(f"index: cannot write {file} ({error.strerror}); {cure}") from error
-    with lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass
-        yield  # closing gives the lock back
 
 
 # ---------------------------------------------------------------- is it up to date?
@@ -239,7 +208,7 @@ def _write(file: Path, root: str, tree: Tree, seconds: float) -> None:
         "folders": np.frombuffer(b"".join(relatives), dtype=np.uint8),
         "folder_offsets": _ends(np.array([len(r) for r in relatives], dtype=np.int64)),
         "folder_first": _ends(counts),
-        "stamps": np.array([[f.stamp.mtime_ns, f.stamp.dev, f.stamp.ino] for f in tree.folders], dtype=np.int64).reshape(-1, 3),
+        "stamps": np.array([[f.stamp.mtime_ns, f.stamp.dev, f.stamp.ino] for f in tree.folders], dtype=np.int64).reshape(-1),
     }
     header: dict[str, Any] = {
         "root": os.path.abspath(root),
@@ -251,20 +220,8 @@ def _write(file: Path, root: str, tree: Tree, seconds: float) -> None:
         "elsewhere": [os.fsdecode(n) for n in sorted(tree.elsewhere)],
         "refused": {os.fsdecode(k): v for k, v in sorted(tree.refused.items())},
         "seconds": seconds,
-        "lengths": {k: len(v) for k, v in arrays.items()},
     }
-    text = json.dumps(header).encode()
-    try:
-        handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}")
-        with os.fdopen(handle, "wb") as out:
-            out.write(MAGIC + len(text).to_bytes(8, "little") + text)
-            for name, dtype in ARRAYS.items():
-                out.write(b"\0" * (-out.tell() % 64))
-                out.write(np.ascontiguousarray(arrays[name], dtype=dtype).data)
-        os.chmod(beside, 0o644)
-        os.replace(beside, file)
-    except OSError as error:
-        raise UserError(f"index: cannot write {file} ({error.strerror}); set VISIONTUNE_CACHE to a folder with space") from error
+    write_mapped(file, KIND, header, arrays)
 
 
 def _ends(lengths: np.ndarray) -> np.ndarray:
@@ -275,24 +232,9 @@ def _ends(lengths: np.ndarray) -> np.ndarray:
 
 def _read(file: Path) -> Index | None:
     """None where there is no index of this version, or a damaged one: it is made again."""
-    try:
-        with open(file, "rb") as opened:
-            data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        if data[: len(MAGIC)] != MAGIC:
-            return None
-        at = len(MAGIC) + 8
-        size = int.from_bytes(data[len(MAGIC) : at], "little")
-        header = json.loads(data[at : at + size])
-        if header["suffixes"] != list(SUFFIXES):
-            return None
-        at += size
-        arrays = {}
-        for name, dtype in ARRAYS.items():
-            at += -at % 64
-            count = header["lengths"][name] * (3 if name == "stamps" else 1)
-            arrays[name] = np.frombuffer(data, dtype=dtype, count=count, offset=at)
-            at += arrays[name].nbytes
-    except (OSError, ValueError, KeyError):
+    found = read_mapped(file, KIND)
+    if found is None or found[0].get("suffixes") != list(SUFFIXES):
         return None
+    header, arrays = found
     arrays["stamps"] = arrays["stamps"].reshape(-1, 3)
     return Index(file, header["root"], header=header, **arrays)
