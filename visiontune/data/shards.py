@@ -113,7 +113,8 @@ def open_shards(path: str, *, key: str, labelled: bool | None) -> PictureTable:
     Args:
         path: what `is_shards` takes.
         key: the recipe's key, for error messages.
-        labelled: read the labels; None where there are any. Class names are the lines of `classes.txt` in the shards' folder, else the numbers that occur.
+        labelled: read the labels; None where there are any. Class names are the lines of `classes.txt` in the shards' folder, else
+            the numbers that occur.
 
     Raises:
         UserError: if shards are missing, unusable or without pictures, or, with `labelled`, if not every picture has a label.
