@@ -46,14 +46,14 @@ class Ours:
         table = list_pictures(folder)
         dataset = Pictures(table, Augment(Views.of(keys), (SIZE, SIZE)), replace=True)
         self.loader = make_loader(dataset, TrainOrder(len(table), batch_size, 0, lambda: 0), workers=workers)
-        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (peers.IMAGENET_MEAN, peers.IMAGENET_STD))
+        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (peers.IMAGENET_MEAN, peers.IMAGENET_STD))
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self):
         for batch in self.loader:
-            yield [(x.float() / 255 - self.mean) / self.std for x in batch["images"]], batch["labels"]
+            yield [x.float().sub_(self.mean).div_(self.std) for x in batch["images"]], batch["labels"]
 
 
 def our_keys(loader: str) -> dict:

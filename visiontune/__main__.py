@@ -172,7 +172,7 @@ def predict(argv: list[str]) -> int:
 
     predictions = load(args.run).predict(find_files(args.paths))
     if args.csv:
-        with open(args.csv, "w", newline="") as file:
+        with open(args.csv, "w", newline="", errors="surrogateescape") as file:
             count, broken = write_csv(predictions, file)
         print(f"{count} pictures labelled in {args.csv}")
     else:
@@ -210,6 +210,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 come out as they are
     if not words or words[0] in ("-h", "--help"):
         print("usage: python -m visiontune VERB ... (VERB --help tells more)\n")
         print("\n".join(f"  {name:10} {verb.__doc__}" for name, verb in VERBS.items()))

@@ -16,8 +16,13 @@ def near(word: str, allowed: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
 
 
+def readable(text: str) -> str:
+    """File names that are not UTF-8 as `\\udce9`: printing them as they are would raise."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def some(items: Iterable[object], limit: int = 5) -> str:
     """A list for an error sentence, cut after `limit` with a word about the rest."""
-    listed = [str(i) for i in items]
+    listed = [readable(str(i)) for i in items]
     text = ", ".join(listed[:limit])
     return text + (f", ... ({len(listed) - limit} more)" if len(listed) > limit else "")

@@ -183,6 +183,9 @@ def fit(run: "Run", prepared: "Prepared") -> int:
         build.make_module(recipe, tables, resumed=True)[0], run, run.best if checkpoints.best is not None else run.last, data.reading
     )
     result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, cost, peak_memory_bytes())
+    if data.broken.causes:
+        result["broken_pictures"] = len(data.broken.causes)
+        run.say(f"pictures that could not be read: {len(data.broken.causes)} ({data.broken.summary()}); listed in {run.broken_file}")
     run.save_result(result)
     page.write_report(run, notes, environment(), steps_per_epoch=steps)
     run.say(page.summary(result))

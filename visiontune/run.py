@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from visiontune.errors import UserError, near, some
+from visiontune.errors import UserError, near, readable, some
 from visiontune.recipe import Recipe, parse_recipe
 from visiontune.recipe.schema import absolute
 from visiontune.recipe.yaml_lines import dump_yaml, read_yaml
@@ -106,6 +106,7 @@ class Run:
         """Print a line and keep it in `log.txt`; only the first of several processes does."""
         if not is_first_process():
             return
+        text = readable(text)
         print(text, flush=True)
         with (self.folder / "log.txt").open("a") as log:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -78,6 +78,14 @@ class Broken:
         return count_causes(self.causes.values())
 
 
+def read_broken(csv_file: Path) -> list[tuple[str, str]]:
+    """Path and cause of each row of a `broken.csv`; none if there is no file. Names that are not UTF-8 are made readable."""
+    if not csv_file.is_file():
+        return []
+    with csv_file.open(newline="", errors="backslashreplace") as file:
+        return [(row["path"], row["cause"]) for row in csv.DictReader(file)]
+
+
 def count_causes(causes: Iterable[str]) -> str:
     """How many of each, the most frequent first; details after a colon or bracket are left out."""
     kinds = Counter(cause.split(":")[0].split(" (")[0] for cause in causes)

@@ -9,6 +9,8 @@ contrast lowers it, where torchvision would have lost it.
 import cv2
 import numpy as np
 
+from visiontune.data.resize import by_fours
+
 # ITU-R 601, as in Pillow, torchvision and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114])
 STEPS = ("brightness", "contrast", "saturation", "hue")
@@ -80,12 +82,11 @@ def adjust_any(pixels: np.ndarray, brightness: float, contrast: float) -> np.nda
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur; sigma in pixels, the kernel three sigma to each side."""
-    blurred = cv2.GaussianBlur(pixels, (0, 0), sigma)
-    return blurred if blurred.ndim == 3 else blurred[..., None]
+    return by_fours(lambda x: cv2.GaussianBlur(x, (0, 0), sigma), pixels)
 
 
 def solarize(pixels: np.ndarray, threshold: int) -> np.ndarray:
     """Inverts what is at least as bright as `threshold` (0 to 255)."""
     table = np.arange(256, dtype=np.uint8)
     table[threshold:] = 255 - table[threshold:]
-    return cv2.LUT(pixels, table)
+    return table[pixels] if pixels.shape[2] > 4 else by_fours(lambda x: cv2.LUT(x, table), pixels)

@@ -1,6 +1,7 @@
 """Cutting and resizing of `(H, W, C)` uint8 pictures."""
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ def cut(pixels: np.ndarray, place: Place, size: tuple[int, int]) -> np.ndarray:
         if part.shape[:2] == size:
             return part
         larger = h < size[0] or w < size[1]
-        return _channels(cv2.resize(part, size[::-1], interpolation=cv2.INTER_CUBIC if larger else cv2.INTER_LINEAR), part)
+        return _resized(part, size, cv2.INTER_CUBIC if larger else cv2.INTER_LINEAR)
     # one pixel around it, as interpolation asks for
     row, column = max(0, math.floor(top) - 1), max(0, math.floor(left) - 1)
     part = pixels[row : math.ceil(top + h) + 1, column : math.ceil(left + w) + 1]
@@ -46,15 +47,14 @@ def cut_by_area(pixels: np.ndarray, place: Place, size: tuple[int, int]) -> np.n
     if part.shape[:2] == size:
         return part
     fewer = part.shape[0] > size[0] and part.shape[1] > size[1]
-    return _channels(cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if fewer else cv2.INTER_CUBIC), part)
+    return _resized(part, size, cv2.INTER_AREA if fewer else cv2.INTER_CUBIC)
 
 
 def _halved(pixels: np.ndarray, down: int, across: int) -> np.ndarray:
     h, w = pixels.shape[:2]
     if h % down or w % across:  # an odd last row or column counts twice, so that places stay what they are
-        pixels = _channels(cv2.copyMakeBorder(pixels, 0, h % down, 0, w % across, cv2.BORDER_REPLICATE), pixels)
-        h, w = pixels.shape[:2]
-    return _channels(cv2.resize(pixels, (w // across, h // down), interpolation=cv2.INTER_AREA), pixels)
+        pixels = by_fours(lambda x: cv2.copyMakeBorder(x, 0, h % down, 0, w % across, cv2.BORDER_REPLICATE), pixels)
+    return _resized(pixels, (-(-h // down), -(-w // across)), cv2.INTER_AREA)
 
 
 def _at(pixels: np.ndarray, place: Place, size: tuple[int, int]) -> np.ndarray:
@@ -63,9 +63,18 @@ def _at(pixels: np.ndarray, place: Place, size: tuple[int, int]) -> np.ndarray:
     down, across = h / size[0], w / size[1]
     back = np.array([[across, 0, left + across / 2 - 0.5], [0, down, top + down / 2 - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return _channels(cv2.warpAffine(pixels, back, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE), pixels)
+    return by_fours(lambda x: cv2.warpAffine(x, back, size[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE), pixels)
 
 
-def _channels(resized: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """OpenCV drops a single channel's axis."""
-    return resized if resized.ndim == like.ndim else resized[..., None]
+def _resized(pixels: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+    return by_fours(lambda x: cv2.resize(x, size[::-1], interpolation=interpolation), pixels)
+
+
+def by_fours(function: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """A function of OpenCV on `(H, W, C)` pictures: of more than four channels at a time it takes none, of one it drops the axis."""
+    channels = pixels.shape[2]
+    if channels <= 4:
+        found = function(pixels)
+        return found if found.ndim == 3 else found[..., None]
+    parts = [by_fours(function, np.ascontiguousarray(pixels[..., i : i + 4])) for i in range(0, channels, 4)]
+    return np.concatenate(parts, axis=2)

@@ -9,6 +9,7 @@ import numpy as np
 
 from visiontune.data import color
 from visiontune.data.decode import Box, Picture
+from visiontune.data.resize import by_fours
 from visiontune.data.user_transforms import Spec, UserTransforms
 from visiontune.errors import UserError, near
 
@@ -142,25 +143,18 @@ class Augment:
     def _finish(self, x: np.ndarray, v: View, rng: np.random.Generator) -> np.ndarray:
         height, width = x.shape[:2]
         if v.flip and rng.random() < v.flip:
-            x = _flipped(x, 1)
+            x = by_fours(lambda y: cv2.flip(y, 1), x)  # numpy's view with negative strides would take ten times as long to copy later
         if v.vertical_flip and rng.random() < v.vertical_flip:
-            x = _flipped(x, 0)
+            x = by_fours(lambda y: cv2.flip(y, 0), x)
         if v.rotate:
             turn = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), rng.uniform(-v.rotate, v.rotate), 1.0)
-            turned = cv2.warpAffine(np.ascontiguousarray(x), turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
-            x = turned if turned.ndim == 3 else turned[..., None]
+            x = by_fours(lambda y: cv2.warpAffine(y, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101), np.ascontiguousarray(x))
         x = _colour(x, v, rng)
         if v.blur and rng.random() < v.blur:
             x = color.blur(np.ascontiguousarray(x), rng.uniform(*v.blur_sigma) * max(height, width) / 224)
         if v.solarize and rng.random() < v.solarize:
             x = color.solarize(np.ascontiguousarray(x), v.solarize_threshold)
         return x if self.own is None else self.own(x, rng)
-
-
-def _flipped(x: np.ndarray, axis: int) -> np.ndarray:
-    """A copy: a view of numpy's with negative strides takes ten times as long to copy later."""
-    flipped = cv2.flip(x, axis)
-    return flipped if flipped.ndim == 3 else flipped[..., None]
 
 
 def random_box(v: View, H: int, W: int, rng: np.random.Generator) -> Box:

@@ -9,6 +9,7 @@ import jinja2
 
 from visiontune.callbacks.metrics import read_metrics
 from visiontune.callbacks.progress import clock
+from visiontune.data.broken import count_causes, read_broken
 from visiontune.errors import UserError
 from visiontune.recipe.yaml_lines import read_yaml
 from visiontune.report import figures
@@ -39,7 +40,7 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     if (run.pictures / "views.png").exists():
         shown.append(_picture(run.pictures / "views.png", "What the network sees", "Training pictures, whole and as they were augmented."))
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
-    causes = read_metrics(run.broken_file)
+    causes = read_broken(run.broken_file)
     text = page.render(
         title=f"{run.folder.name}: {result['task']}",
         lead=f"{result['what']}. {result['images_seen']:,} pictures seen in {clock(result['seconds'])}.",
@@ -50,8 +51,9 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
         ),
         table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result), "texts": 1},
         pictures=shown,
-        broken=[(c["path"], c["cause"]) for c in causes[:100]],
+        broken=causes[:100],
         more_broken=max(0, len(causes) - 100),
+        broken_summary=f"{len(causes)}: {count_causes(cause for _, cause in causes)}",
         notes=notes,
         recipe=run.recipe_file.read_text(),
         machine=_machine_rows(machine),
