@@ -36,8 +36,7 @@ class Ours:
     """visiontune's loader, and the normalisation that its modules do on the device."""
 
     def __init__(self, folder: Path, keys: dict, *, batch_size: int, workers: int) -> None:
-        import torch
-
+        from visiontune import SimCLR
         from visiontune.data.folder import list_pictures
         from visiontune.data.loader import Pictures, make_loader
         from visiontune.data.order import TrainOrder
@@ -46,14 +45,15 @@ class Ours:
         table = list_pictures(folder)
         dataset = Pictures(table, Augment(Views.of(keys), (SIZE, SIZE)), replace=True)
         self.loader = make_loader(dataset, TrainOrder(len(table), batch_size, 0, lambda: 0), workers=workers)
-        self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (peers.IMAGENET_MEAN, peers.IMAGENET_STD))
+        # The normalisation is the module's own; its network takes no part.
+        self.module = SimCLR("resnet18", mean=peers.IMAGENET_MEAN, std=peers.IMAGENET_STD, projector_hidden=8)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self):
         for batch in self.loader:
-            yield [x.float().sub_(self.mean).div_(self.std) for x in batch["images"]], batch["labels"]
+            yield self.module.views(batch["images"]), batch["labels"]
 
 
 def our_keys(loader: str) -> dict:
@@ -111,6 +111,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         loader, batch = args.child
+        if loader.startswith("ours"):
+            import visiontune.fit  # noqa: F401 (the command asks for large pages before torch is loaded)
+        import torch
+
+        torch.set_num_threads(1)  # on all sides: the workers have the cores
         print(measure(loader, args.folder, int(batch), args.workers))
         return
     from common import machine, write_rows

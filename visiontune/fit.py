@@ -5,6 +5,7 @@ python -m visiontune.fit --resume RUN [data.workers=... trainer.devices=...]
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ RESUMABLE = (
     "data.workers", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator",
     "trainer.accumulate_grad_batches", "checkpoint_minutes",
 )  # fmt: skip
+
+
+# Read by torch when it first allocates: large pages for large tensors. Without them a CPU spends more time on mapping a batch's memory
+# than on normalising it: 17.7 against 4.7 ms for 64 pictures of 224 pixels, measured on two cores without a GPU.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -111,8 +111,15 @@ class Module(L.LightningModule):
         """uint8 `(B, C, H, W)` -> float, normalised; float passes through."""
         if images.dtype != torch.uint8:
             return images
-        # in place after the first: on a CPU memory is what this costs
-        return images.to(self.mean.dtype).sub_(self.mean * 255).div_(self.std * 255)
+        floats = images.to(self.mean.dtype)
+        mean, std = self.mean * 255, self.std * 255
+        if floats.is_contiguous(memory_format=torch.channels_last) and floats.device.type == "cpu":
+            # The same numbers, row by row: three channels at a time take a CPU half as long again.
+            B, C, H, W = floats.shape
+            rows = floats.permute(0, 2, 3, 1).view(B * H, W * C)
+            rows.sub_(mean.flatten().repeat(W)).div_(std.flatten().repeat(W))
+            return floats
+        return floats.sub_(mean).div_(std)
 
     def views(self, batch: Any) -> list[Tensor]:
         """The pictures of a batch as a list of normalised views; one view for batches of single pictures."""

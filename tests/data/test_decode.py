@@ -10,6 +10,7 @@ from sklearn.datasets import load_sample_images
 
 from visiontune.data.decode import BrokenPicture, Picture, Reading, decode_whole, read_picture
 from visiontune.data.header import MAX_PIXELS, read_header
+from visiontune.data.jpeg import decode_jpeg
 from visiontune.data.read import read_file
 from visiontune.data.resize import cut_by_area
 from visiontune.data.views import View, random_box
@@ -186,11 +187,46 @@ def test_no_more_is_decoded_than_the_crops_need():
     assert picture._decode(8).shape == (250, 375, 3)
 
 
+@pytest.mark.parametrize("quality", [60, 95])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("reduce", [1, 2, 4])
+def test_rows_below_the_crop_are_not_decoded_and_make_no_difference(quality, subsampling, reduce):
+    data = encoded(cv2.resize(PHOTOS[1], (901, 777)), "JPEG", quality=quality, subsampling=subsampling)
+    header = read_header(data)
+    assert header.height_at
+    whole = decode_jpeg(data, header, channels=3, reduce=reduce)
+    for rows in (1, 15, 16, 17, 333, 700, 760, 777):
+        part = decode_jpeg(data, header, channels=3, reduce=reduce, rows=rows)
+        needed = -(-rows // reduce)
+        assert np.array_equal(part[:needed], whole[:needed])
+        assert len(part) <= needed + 32
+    (crop,) = Picture(data).cut([(100, 50, 301, 299)], [(301, 299)])
+    assert np.array_equal(crop, decode_whole(data)[100:401, 50:349])
+
+
+def test_rows_are_only_left_out_where_they_come_from_top_to_bottom():
+    progressive = encoded(PHOTOS[0], "JPEG", progressive=True)
+    assert not read_header(progressive).height_at
+    assert not read_header(JPEG[:-30]).height_at  # nor where the end is missing: that has to be found
+    with pytest.raises(BrokenPicture, match="cut off"):
+        Picture(JPEG[: len(JPEG) * 9 // 10]).cut([(0, 0, 100, 100)], [(50, 50)])
+    restarts = encoded(PHOTOS[0], "JPEG", restart_marker_rows=1)
+    (crop,) = Picture(restarts).cut([(30, 40, 100, 90)], [(100, 90)])
+    assert np.array_equal(crop, decode_whole(restarts)[30:130, 40:130])
+
+
+def test_decoders_agree_and_say_nothing_on_the_terminal(capfd):
+    odd = JPEG.replace(b"\xff\xd9", b"\x00\x01\x02\xff\xd9")  # bytes between the pixels and the end: a warning of libjpeg's
+    for data in (JPEG, odd, encoded(PHOTOS[0], "JPEG", progressive=True)):
+        assert np.array_equal(decode_whole(data), np.asarray(Image.open(io.BytesIO(data))))
+    assert capfd.readouterr().err == ""
+
+
 def test_two_views_decode_once(monkeypatch):
     picture = Picture(encoded(PHOTOS[0], "JPEG"))
     count = []
     whole = picture._decode
-    monkeypatch.setattr(picture, "_decode", lambda reduce: (count.append(reduce), whole(reduce))[1])
+    monkeypatch.setattr(picture, "_decode", lambda *way, **more: (count.append(way), whole(*way, **more))[1])
     assert len(picture.cut([(0, 0, 100, 100)] * 3, [(20, 20)] * 3)) == 3
     assert len(count) == 1
 

@@ -13,7 +13,7 @@ from visiontune.data.resize import by_fours
 
 # ITU-R 601, as in Pillow, torchvision and OpenCV.
 LUMA = np.array([0.299, 0.587, 0.114])
-STEPS = ("brightness", "contrast", "saturation", "hue")
+SAME, GREY, NOTHING = np.eye(3), np.tile(LUMA, (3, 1)), np.eye(3, 4)
 
 
 class Affine:
@@ -24,7 +24,7 @@ class Affine:
     """
 
     def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels, self.matrix = pixels, np.eye(3, 4)
+        self.pixels, self.matrix = pixels, NOTHING
         self._mean: np.ndarray | None = None
 
     def then(self, matrix: np.ndarray, offset: np.ndarray | float = 0.0) -> None:
@@ -39,8 +39,8 @@ class Affine:
 
     def apply(self) -> np.ndarray:
         """The mapped picture, rounded and clipped once; from here on the map is the identity."""
-        if not np.array_equal(self.matrix, np.eye(3, 4)):
-            self.pixels, self.matrix, self._mean = cv2.transform(self.pixels, self.matrix), np.eye(3, 4), None
+        if self.matrix is not NOTHING:
+            self.pixels, self.matrix, self._mean = cv2.transform(self.pixels, self.matrix), NOTHING, None
         return self.pixels
 
 
@@ -55,15 +55,15 @@ def adjust(pixels: np.ndarray, steps: list[tuple[str, float]], *, grey: bool = F
     affine = Affine(pixels)
     for name, factor in steps:
         if name == "brightness":
-            affine.then(factor * np.eye(3))
+            affine.then(factor * SAME)
         elif name == "contrast":
-            affine.then(factor * np.eye(3), (1 - factor) * affine.mean_luma())
+            affine.then(factor * SAME, (1 - factor) * affine.mean_luma())
         elif name == "saturation":
-            affine.then(factor * np.eye(3) + (1 - factor) * np.broadcast_to(LUMA, (3, 3)))
+            affine.then(factor * SAME + (1 - factor) * GREY)
         elif turned := round(factor * 256) % 256:
             affine.pixels = turn_hue(affine.apply(), turned)
     if grey:
-        affine.then(np.broadcast_to(LUMA, (3, 3)))
+        affine.then(GREY)
     return affine.apply()
 
 

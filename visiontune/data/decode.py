@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from visiontune.data.header import ORIENTATION, BrokenPicture, Header, npy_is_planar, npy_layout, read_header
+from visiontune.data.jpeg import decode_jpeg
 from visiontune.data.read import read_file
 from visiontune.data.resize import cut, cut_by_area
 
@@ -24,7 +25,6 @@ __all__ = ["BrokenPicture", "Picture", "Reading", "decode_whole", "read_picture"
 
 # A decoder's thread pool beside loader workers only makes them fight for cores.
 cv2.setNumThreads(0)
-REDUCED = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the upright picture
 
 
@@ -78,11 +78,12 @@ class Picture:
             exact: average all pixels on the way down, for pictures that are judged by; else bilinear from less than twice the size.
         """
         reduce = self.reduction(boxes, sizes, spare=4 if exact else 1)
-        pixels = self._decode(reduce)
+        places = [stored_box(box, self.header) for box in boxes]
+        pixels = self._decode(reduce, rows=max(top + h for top, _, h, _ in places))
         crops = []
-        for box, (height, width) in zip(boxes, sizes, strict=True):
+        for stored, (height, width) in zip(places, sizes, strict=True):
             size = (width, height) if self.header.turned else (height, width)
-            place = tuple(x / reduce for x in stored_box(box, self.header))
+            place = tuple(x / reduce for x in stored)
             crops.append(upright((cut_by_area if exact else cut)(pixels, place, size), self.header.orientation))
         return crops
 
@@ -99,15 +100,18 @@ class Picture:
                 return k
         return 1
 
-    def _decode(self, reduce: int) -> np.ndarray:
-        """Stored, not upright."""
+    def _decode(self, reduce: int, rows: int | None = None) -> np.ndarray:
+        """Stored, not upright; of a JPEG no more than so many rows from the top."""
         if isinstance(self.source, np.ndarray):
             return self.source
         kind = self.header.decoder
         if kind in ("jpeg", "opencv"):
-            pixels = _opencv(self.source, self.reading.channels, reduce)
+            if kind == "jpeg":
+                pixels = decode_jpeg(self.source, self.header, channels=self.reading.channels, reduce=reduce, rows=rows)
+            else:
+                pixels = _opencv(self.source, self.reading.channels)
             if pixels is None:
-                pixels = _pillow(self.source, self.reading)  # it finds a reason, or reads what OpenCV does not
+                pixels = _pillow(self.source, self.reading)  # it finds a reason, or reads what the others do not
                 if reduce > 1:
                     pixels = cv2.resize(
                         pixels, (-(-pixels.shape[1] // reduce), -(-pixels.shape[0] // reduce)), interpolation=cv2.INTER_AREA
@@ -163,9 +167,9 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 # ---------------------------------------------------------------- decoders
 
 
-def _opencv(data: bytes, channels: int, reduce: int) -> np.ndarray | None:
-    """None for what it cannot decode whole. (From bytes, not from the path: its imread returns half of a JPEG that was cut off.)"""
-    flags = cv2.IMREAD_IGNORE_ORIENTATION | REDUCED[reduce] | (cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE)
+def _opencv(data: bytes, channels: int) -> np.ndarray | None:
+    """None for what it cannot decode whole."""
+    flags = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE)
     try:
         return cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error:

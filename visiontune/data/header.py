@@ -4,7 +4,7 @@ import ast
 import io
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image, UnidentifiedImageError
@@ -30,13 +30,15 @@ class Header:
         width: pixels as stored, before `orientation` turns them.
         height: likewise.
         orientation: EXIF's 1 to 8; of TIFF always 1, its decoders turn the picture.
-        decoder: `jpeg` (OpenCV, also at 1/2, 1/4 and 1/8), `opencv`, `pillow`, `tiff` (what Pillow does not know of TIFF) or `npy`.
+        decoder: `jpeg` (also at 1/2, 1/4 and 1/8), `opencv`, `pillow`, `tiff` (what Pillow does not know of TIFF) or `npy`.
+        height_at: of a JPEG whose rows come one after another, where its height is written; else 0.
     """
 
     width: int
     height: int
     orientation: int
     decoder: Literal["jpeg", "opencv", "pillow", "tiff", "npy"]
+    height_at: int = 0
 
     @property
     def turned(self) -> bool:
@@ -125,8 +127,9 @@ def _what_instead(data: bytes) -> str:
 
 
 def _jpeg(data: bytes) -> Header | None:
-    """Walks the markers up to the frame; None for what it does not understand, which Pillow may."""
+    """Walks the markers up to the pixels; None for what it does not understand, which Pillow may."""
     at, end, orientation = 2, len(data), 1
+    found: Header | None = None
     while at + 4 <= end:
         if data[at] != 0xFF:
             return None
@@ -137,8 +140,14 @@ def _jpeg(data: bytes) -> Header | None:
         if marker in BARE:
             at += 2
             continue
-        if marker in (0xD9, 0xDA):  # the picture ends, or its data begin, without a frame
+        if marker == 0xD9:  # the picture ends without a frame
             return None
+        if marker == 0xDA:
+            # All colours in one scan, and the file goes to its end: then its rows come from top to bottom.
+            whole = found is not None and at + 4 < end and data[at + 4] == data[found.height_at + 4]
+            if found is not None and not (whole and data.rfind(b"\xff\xd9", end - 32) > 0):
+                return replace(found, height_at=0)
+            return found
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker in FRAMES:
             if at + 10 > end:
@@ -146,7 +155,9 @@ def _jpeg(data: bytes) -> Header | None:
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
             if bits != 8 or not height or components not in (1, 3):
                 return None  # 12 bits, or CMYK: not for OpenCV
-            return Header(width, height, orientation, "jpeg")
+            found = Header(width, height, orientation, "jpeg", height_at=at + 5)
+            if marker not in (0xC0, 0xC1):  # progressive
+                return replace(found, height_at=0)
         if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             orientation = _exif_orientation(data[at + 10 : at + 2 + length])
         at += 2 + length

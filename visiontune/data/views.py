@@ -1,6 +1,7 @@
 """A method's VIEWS (plain numbers) turned into pixels: crops are drawn first, the picture is decoded once as small as they allow, then
 each crop is flipped, coloured and blurred as uint8."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -161,10 +162,10 @@ def random_box(v: View, H: int, W: int, rng: np.random.Generator) -> Box:
     """Random resized crop: ten tries at an area and a shape, then the largest allowed crop in the middle (Inception's way)."""
     if v.crop_scale == (1.0, 1.0):
         return 0, 0, H, W
-    low, high = np.log(v.crop_ratio)
+    low, high = map(math.log, v.crop_ratio)
     for _ in range(10):
         area = H * W * rng.uniform(*v.crop_scale)
-        ratio = np.exp(rng.uniform(low, high))
+        ratio = math.exp(rng.uniform(low, high))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= W and 0 < h <= H:
             return int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1)), h, w
