@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from visiontune.data.user_transforms import compose
+from visiontune.data.views import Views
 from visiontune.recipe import parse_recipe, shipped_recipes
+from visiontune.recipe.options import named_views
 
 
 def blocks(file: str, language: str) -> list[str]:
@@ -21,6 +24,18 @@ def test_the_modules_page_runs_as_it_stands(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["torch.Size([2, 64])", "torch.Size([2, 4])"]
+
+
+def test_the_data_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):
+    (code,) = blocks("docs/data.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "(100, 3, 32, 32) 100\n", done.stderr
+    recipe, augment = (yaml.safe_load(text) for text in blocks("docs/data.md", "yaml"))
+    parse_recipe(recipe | {"data": recipe["data"] | augment})
+    keys = augment["augment"]
+    views = Views.of(named_views()[keys.pop("pipeline")], keys)
+    assert views.sizes == (None, None, *[(96, 96)] * 6)
+    compose(views.albumentations)
 
 
 def test_the_yaml_of_the_readme_is_a_sound_recipe():

@@ -68,6 +68,10 @@ def test_pictures_of_five_channels_go_all_the_way(tmp_path, recipes, capsys):
     assert config["pretrained_cfg"]["input_size"] == [5, 32, 32]
     assert config["pretrained_cfg"]["mean"] == pytest.approx([0.5] * 5, abs=0.02)
 
+    mae = recipes["mae"] | {"data": data | {"mean": [0.5] * 5, "std": [0.1] * 5}, "epochs": 1}
+    assert main([write(tmp_path / "m.yaml", mae), "--out", str(tmp_path / "mae")]) == 0
+    assert (tmp_path / "mae" / "pictures" / "epoch_0001.png").is_file()
+
     tune = recipes["classify"] | {"data": data | {"val": str(tmp_path / "val")}, "epochs": 6}
     tune["backbone"] = {"weights": str(tmp_path / "base")}
     assert main([write(tmp_path / "c.yaml", tune), "--out", str(tmp_path / "tuned")]) == 0

@@ -5,6 +5,7 @@ import fnmatch
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def _check_pictures(folder: str, overrides: list[str], out: str | None, tiny: in
         if key != "data.channels" or not value.isdigit():
             raise UserError(f"check: got {text!r}; with a folder only data.channels=NUMBER is allowed")
         reading = Reading(channels=int(value))
-    found = inspect(table, tiny=tiny, reading=reading)
+    found = inspect(table, tiny=tiny, reading=reading, progress=_progress(len(table)))
     print("\n".join([*table.notes, *found.lines(tiny)]))
     if found.broken:
         print("e.g. " + some((f"{table.path(i)} ({cause})" for i, cause in found.broken), 10))
@@ -156,7 +157,7 @@ def shard(argv: list[str]) -> int:
     from visiontune.data.shard_writer import write_shards
 
     table = list_pictures(args.folder, key="shard", labelled=False if args.unlabelled else None)
-    summary = write_shards(table, Path(args.out), size=args.size)
+    summary = write_shards(table, Path(args.out), size=args.size, progress=_progress(len(table)))
     print("\n".join(summary.lines()))
     return 0
 
@@ -226,6 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `... | head`
         sys.stderr.close()
         return 0
@@ -233,6 +237,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(name: str, verb: Callable[[list[str]], int]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"python -m visiontune {name}", description=verb.__doc__)
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    """Tells on the terminal how far a long look is: every second there, every minute in a log."""
+    started = told = time.monotonic()
+    every = 1.0 if sys.stderr.isatty() else 60.0
+
+    def progress(done: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= every:
+            told = now
+            left = (now - started) / done * (total - done)
+            end = "\r" if every == 1.0 else "\n"
+            print(f"{done:,} of {total:,} pictures, about {left / 60:.0f} minutes left   ", end=end, file=sys.stderr, flush=True)
+
+    return progress
 
 
 def _first_comment(path: Path) -> str:

@@ -55,6 +55,7 @@ def find_pictures(recipe: Recipe) -> Tables:
         notes += train.notes
         if isinstance(data.val, str):
             val = align_labels(list_pictures(data.val, key="data.val", labelled=True), train.classes)
+            notes += val.notes
         else:
             train, val = split_off(train, data.val, seed=recipe.seed)
         total = len(train)
@@ -74,6 +75,7 @@ def find_pictures(recipe: Recipe) -> Tables:
             labelled = list_pictures(recipe.probe.train, key="probe.train", labelled=True)
             judged = align_labels(list_pictures(recipe.probe.val, key="probe.val", labelled=True), labelled.classes, key="probe.val")
             probe = (labelled, judged)
+            notes += (*labelled.notes, *judged.notes)
             notes.append(f"probe: {len(labelled)} labelled pictures to fit, {len(judged)} to score")
     if len(train) < recipe.data.batch_size:
         raise UserError(

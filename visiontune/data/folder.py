@@ -38,7 +38,7 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool |
     if not len(index):
         there = sorted(os.listdir(folder))
         listed = f"it holds {some(there)}" if there else "it is empty"
-        troubles = "".join(f"; {note.removeprefix('index: ')}" for note in index.notes()[1:])
+        troubles = "".join(f"; {note.removeprefix('index: ')}" for note in index.notes(brief=True))
         raise UserError(f"{key}: no picture in {folder}; {listed}{troubles}; pictures end in {', '.join(SUFFIXES)}")
     first = int((index.labels < 0).sum())  # the root's own pictures, which have no class, come first
     if labelled is None:
@@ -56,7 +56,7 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool |
         index.labels[first:] if labelled else None,
         index.classes if labelled else (),
         mapped=(index.file, index.fingerprint),
-        notes=tuple(index.notes()),
+        notes=tuple(index.notes(brief=True)),
     )
 
 

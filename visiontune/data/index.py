@@ -62,11 +62,13 @@ class Index:
     def fingerprint(self) -> str:
         return str(self.header["fingerprint"])
 
-    def notes(self) -> list[str]:
-        """What a person should know of the listing."""
+    def notes(self, *, brief: bool = False) -> list[str]:
+        """What a person should know of the listing; `brief` leaves out what went by in a moment."""
         found = []
         count = len(self.stamps)
-        if self.listed:
+        if brief and self.seconds < 1:
+            pass
+        elif self.listed:
             found.append(f"index: listed {self.listed} of {count} folders in {self.seconds:.1f} s; kept in {self.file}")
         else:
             found.append(f"index: {count} folders, unchanged since they were listed ({self.file})")

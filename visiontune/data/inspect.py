@@ -3,7 +3,7 @@
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,14 @@ class Findings:
             writer.writerows([path(i), "tiny", f"{w}x{h}"] for i, h, w in self.tiny)
 
 
-def inspect(table: PictureTable, *, tiny: int = 32, reading: Reading = Reading(), processes: int | None = None) -> Findings:  # noqa: B008
+def inspect(
+    table: PictureTable,
+    *,
+    tiny: int = 32,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+    processes: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Findings:
     """Read and decode every picture, in parallel.
 
     Args:
@@ -100,6 +107,7 @@ def inspect(table: PictureTable, *, tiny: int = 32, reading: Reading = Reading()
         tiny: shorter sides below this many pixels are listed.
         reading: how files become pixels.
         processes: helpers; None takes one a core.
+        progress: told the number of pictures done, from time to time.
     """
     findings = Findings(table)
     first: dict[bytes, int] = {}
@@ -107,6 +115,8 @@ def inspect(table: PictureTable, *, tiny: int = 32, reading: Reading = Reading()
     sizes: Counter[int] = Counter()
     chunks = (range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK))
     for looks in over(partial(_look_at, table, reading), chunks, processes or available_cores()):
+        if progress is not None and looks:
+            progress(looks[-1].index + 1)
         for look in looks:
             if look.cause:
                 findings.broken.append((look.index, look.cause))

@@ -9,7 +9,7 @@ from visiontune.data.header import BrokenPicture, Header
 SPARE = 16
 
 
-def decode_jpeg(data: bytes, header: Header, *, channels: int, reduce: int = 1, rows: int | None = None) -> np.ndarray | None:
+def decode_jpeg(data: bytes | bytearray, header: Header, *, channels: int, reduce: int = 1, rows: int | None = None) -> np.ndarray | None:
     """`(rows or more, W, channels)` uint8, as stored: RGB or grey, everything divided by `reduce`; None for what it cannot read.
 
     Args:
@@ -28,7 +28,8 @@ def decode_jpeg(data: bytes, header: Header, *, channels: int, reduce: int = 1, 
     if shortened:
         # The decoder is told that the picture ends here: it stops, and never touches the rest, on average a quarter of the work.
         at, height = header.height_at, below
-        data = data[:at] + height.to_bytes(2, "big") + data[at + 2 :]
+        data = bytearray(data)
+        data[at : at + 2] = height.to_bytes(2, "big")
     settings = {"colorspace": "RGB" if channels == 3 else "GRAY", "min_factor": 1}
     if reduce > 1:
         settings |= {"min_height": -(-height // reduce), "min_width": -(-header.width // reduce)}

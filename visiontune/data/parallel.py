@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +17,12 @@ Out = TypeVar("Out")
 def process_pool(processes: int) -> ProcessPoolExecutor:
     """Helpers that need no `if __name__ == "__main__"` in the user's script where the system can fork safely."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=one_thread)
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_for_helpers)
 
 
-def one_thread() -> None:
-    """A decoder's threads beside as many processes as cores only make them fight."""
+def _for_helpers() -> None:
+    """Ctrl-C is for the process that started them; threads beside as many processes as cores only make them fight."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if cv2 := sys.modules.get("cv2"):
         cv2.setNumThreads(0)
     if torch := sys.modules.get("torch"):

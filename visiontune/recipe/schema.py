@@ -264,6 +264,8 @@ def absolute(recipe: Recipe) -> Recipe:
     places: list[tuple[Any, str]] = [(found.data, "train"), (found.data, "val"), (found.backbone, "weights")]
     if isinstance(found, PretrainRecipe) and found.probe:
         places += [(found.probe, "train"), (found.probe, "val")]
+    if isinstance(found.data.augment.albumentations, str):
+        places.append((found.data.augment, "albumentations"))
     for section, key in places:
         value = getattr(section, key, None)
         if isinstance(value, str) and not value.startswith("sample:") and (key != "weights" or is_path(value)):
