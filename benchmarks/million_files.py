@@ -91,7 +91,7 @@ def worker_memory(root: str) -> float:
     iterator = iter(loader)
     for _ in range(len(loader)):
         next(iterator)
-    return statistics.mean(private_dirty(w.pid) for w in iterator._workers)
+    return statistics.mean(private_dirty(w.pid) for w in loader.loader._iterator._workers)
 
 
 def private_dirty(pid: int) -> int:

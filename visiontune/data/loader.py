@@ -118,7 +118,7 @@ def _start_worker(worker: int) -> None:
 
 
 def make_loader(dataset: Pictures, order: Any, *, workers: int) -> Any:
-    """A DataLoader; with `repeats` one that gives each step's pictures that many times."""
+    """Batches of pictures in an order; those of training may come several times, and start where the run is."""
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=order,
@@ -129,22 +129,27 @@ def make_loader(dataset: Pictures, order: Any, *, workers: int) -> Any:
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
     )
-    return loader if dataset.repeats == 1 else Repeated(loader, order, repeats=dataset.repeats)
+    return TrainLoader(loader, order, repeats=dataset.repeats) if isinstance(order, TrainOrder) else loader
 
 
-class Repeated:
-    """Batches of a loader that makes several versions of each: the versions of one optimiser step's pictures follow as steps.
+class TrainLoader:
+    """A loader that asks where the run is when its first batch is taken, not when its iterator is made.
 
-    Pictures of one step are all different, as a contrastive loss needs; the same ones come in other crops in the next steps.
+    Lightning makes the iterator before it restores a checkpoint, if somebody asked for the number of steps: workers would fetch the
+    pictures of step 0. And it unrolls repeats: the versions of one optimiser step's pictures follow as steps. So pictures of one step
+    are all different, as a contrastive loss needs; the same ones come in other crops in the next steps.
     """
 
-    def __init__(self, loader: DataLoader, order: TrainOrder, *, repeats: int) -> None:
+    def __init__(self, loader: DataLoader, order: TrainOrder, *, repeats: int = 1) -> None:
         self.loader, self.order, self.repeats = loader, order, repeats
 
     def __len__(self) -> int:
         return len(self.order) * self.repeats
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.repeats == 1:
+            yield from self.loader
+            return
         done = self.order.step() % self.repeats  # a resumed run may begin between two repeats
         step: list[list[dict[str, Any]]] = []
         for versions in self.loader:
