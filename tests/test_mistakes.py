@@ -59,6 +59,8 @@ MISTAKES = [
     ("a mean of one channel", {"data__mean": [0.5]}, "data.mean: got [0.5]; expected"),
     ("betas that never forget", {"optim": {"betas": [0.9, 1.0]}}, "optim.betas.1: got 1.0; expected a number below 1"),
     ("a strategy that is none", {"trainer": {"accelerator": "cpu", "strategy": "dpp"}}, "trainer: Lightning refuses these settings"),
+    ("more views than a method takes", {"data__augment": "dino"}, "data.augment: gives 2 views and 8 small ones; "),
+    ("a transform that is none", {"data__augment": {"albumentations": ["Rotat"]}}, "no transform 'Rotat'; did you mean 'Rotate'"),
     ("views that are none", {"data__augment": {"crop_scale": [0.2]}}, "data.augment.crop_scale"),
 ]  # fmt: skip
 

@@ -18,9 +18,9 @@ def fit(argv: list[str]) -> int:
 
 
 def list_(argv: list[str]) -> int:
-    """list shipped recipes, methods, or timm's backbones"""
+    """list shipped recipes, methods, view pipelines, or timm's backbones"""
     parser = _parser("list", list_)
-    parser.add_argument("what", nargs="?", default="recipes", choices=["recipes", "methods", "backbones"])
+    parser.add_argument("what", nargs="?", default="recipes", choices=["recipes", "methods", "views", "backbones"])
     parser.add_argument("pattern", nargs="?", default="*", help="wildcards, e.g. 'vit_small*'")
     args = parser.parse_args(argv)
     if args.what == "recipes":
@@ -34,6 +34,11 @@ def list_(argv: list[str]) -> int:
 
         for name in fnmatch.filter(methods(), args.pattern):
             print(f"{name:12} {read_options('pretrain', name).summary}")
+    elif args.what == "views":
+        from visiontune.recipe.options import named_views
+
+        for name in fnmatch.filter(named_views(), args.pattern):
+            print(f"{name:10} {named_views()[name]}")
     else:
         import timm
 

@@ -105,6 +105,11 @@ def views_of(recipe: Recipe) -> tuple[Views, list[str]]:
     pipeline = own.pop("pipeline", None)
     base = named_views()[pipeline] if pipeline else options_of(recipe).views
     views, dropped = Views.of(base, own).of_channels(recipe.data.channels)
+    wanted, name = Views.of(options_of(recipe).views), options_of(recipe).name
+    if views.large != wanted.large or (views.small and not wanted.small):
+        small = f" and {views.small} small ones" if views.small else ""
+        cure = f"set data.augment.views={wanted.large}" + ("" if wanted.small else " and data.augment.local.views=0" if views.small else "")
+        raise UserError(f"data.augment: gives {views.large} views{small}; {name} takes {wanted.large}: {cure}")
     if views.albumentations is not None:
         user_transforms.compose(views.albumentations)  # a mistake is found here, not by a loader worker
     notes = [f"views: {', '.join(dropped)} left out, they need RGB and pictures have {recipe.data.channels} channels"] if dropped else []

@@ -94,6 +94,15 @@ class Views:
             sizes += [(size, size) if isinstance(size, int) else tuple(size)] * more
         return cls(tuple(each), tuple(sizes), own)
 
+    @property
+    def small(self) -> int:
+        """How many have a size of their own."""
+        return sum(size is not None for size in self.sizes)
+
+    @property
+    def large(self) -> int:
+        return len(self.each) - self.small
+
     def of_channels(self, channels: int) -> tuple["Views", list[str]]:
         """Without what needs RGB, where pictures are something else; and what that was."""
         if channels == 3:

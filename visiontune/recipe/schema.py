@@ -242,6 +242,11 @@ def json_schema() -> dict[str, Any]:
         "description": pretrain.get("description", ""),
         "anyOf": [bare, *pretrain.pop("oneOf", [])],
     }
+    for section in ("Data", "LabelledData"):
+        augment = schema["$defs"][section]["properties"]["augment"]
+        named = {"type": "string", "enum": list(named_views())}
+        reference = {k: augment.pop(k) for k in ("$ref", "allOf") if k in augment}
+        augment["anyOf"] = [named, reference]
     single = schema.pop("anyOf")
     stage = {"type": "object", "properties": {"stages": {"type": "object"}, "extends": {"type": "string"}}, "required": ["stages"]}
     extended = {"type": "object", "properties": {"extends": {"type": "string"}}, "required": ["extends"]}
