@@ -10,6 +10,7 @@ Needs timm, torchvision and lightly-train 0.18 in the environment (see benchmark
 
 import argparse
 import importlib.util
+import os
 import statistics
 import subprocess
 import sys
@@ -111,8 +112,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.child:
         loader, batch = args.child
-        if loader.startswith("ours"):
-            import visiontune.fit  # noqa: F401 (the command asks for large pages before torch is loaded)
         import torch
 
         torch.set_num_threads(1)  # on all sides: the workers have the cores
@@ -134,7 +133,9 @@ def main() -> None:
         for _ in range(args.rounds):
             for name in loaders:
                 words = [sys.executable, __file__, str(photos), "--workers", str(args.workers), "--child", name, str(batch)]
-                done = subprocess.run(words, capture_output=True, text=True, check=True)
+                # Large pages for large tensors, as visiontune.fit asks of torch: for all sides, whose main processes normalise too.
+                environment = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}
+                done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
                 found[name].append(float(done.stdout.strip().splitlines()[-1]))
         ours = found[loaders[0]]
         for name, values in found.items():

@@ -1,10 +1,11 @@
-"""Twenty kills at random moments, resumed with 0, 1 or 2 workers: is every epoch's multiset of pictures that of the unbroken run?
+"""Twenty kills spread over a run, resumed with 0, 1 or 2 workers: is every epoch's multiset of pictures that of the unbroken run?
 
 python benchmarks/kill_resume.py /scratch/folder [--kills 20] [--seed 0]
 
 Each picture is of one colour that is its number, so what the network was given tells which pictures it saw. The run is the real
 command, started here so that every training step's pictures are written down; of a step that was trained again after a kill the last
-time counts, as it does for the weights. A kill is SIGKILL to the whole process group, at a random moment after the last one.
+time counts, as it does for the weights. A kill is SIGKILL to the whole process group, at a random moment. With --repeats and --shards on pictures that come several times, or from
+tar shards.
 """
 
 import argparse
@@ -66,10 +67,6 @@ def seen(file: Path) -> dict[int, list[int]]:
     return found
 
 
-def lines(file: Path) -> int:
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
-
-
 def start(words: list[str], log: Path, out: Path) -> subprocess.Popen:
     command = [sys.executable, __file__, "--train", *words]
     with out.open("a") as file:
@@ -83,27 +80,34 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--shards", action="store_true")
     parser.add_argument("--csv", type=Path, default=HERE / "kill_resume.csv")
     args = parser.parse_args()
     from common import machine, write_rows
 
-    work = args.folder.absolute()
+    work, epochs = args.folder.absolute(), EPOCHS // args.repeats
     shutil.rmtree(work, ignore_errors=True)
     photos = work / "photos"
     make(photos)
+    if args.shards:
+        subprocess.run([sys.executable, "-m", "visiontune", "shard", str(photos), str(work / "shards")], check=True)
+        photos = work / "shards"
     recipe = [
-        "pretrain/mae", f"data.train={photos}", "data.image_size=32", f"data.batch_size={BATCH}", f"epochs={EPOCHS}",
+        "pretrain/mae", f"data.train={photos}", "data.image_size=32", f"data.batch_size={BATCH}", f"epochs={epochs}",
         "backbone.name=vit_tiny_patch16_224", "backbone.args={patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}",
         "method={name: mae, decoder_dim: 32, decoder_depth: 1, decoder_heads: 2}", "trainer.accelerator=cpu", "trainer.devices=1",
         "checkpoint_minutes=0.01", "data.augment.flip=0",
+        f"data.repeats={args.repeats}",
     ]  # fmt: skip
     whole = start([*recipe, "data.workers=1", "--out", str(work / "whole")], work / "whole.jsonl", work / "whole.txt")
     assert whole.wait() == 0, (work / "whole.txt").read_text()[-2000:]
     expected = seen(work / "whole.jsonl")
-    per_epoch = PICTURES // BATCH
+    per_epoch = PICTURES // BATCH * args.repeats
 
     rng = random.Random(args.seed)
     run, log = work / "killed", work / "killed.jsonl"
+    moments = sorted(rng.sample(range(len(expected) - 5), args.kills))  # steps
     rows = []
     for kill in range(1, args.kills + 2):
         fresh = not (run / "recipe.yaml").is_file()  # killed before there was anything to resume
@@ -111,16 +115,15 @@ def main() -> None:
             shutil.rmtree(run, ignore_errors=True)
         workers = rng.choice([0, 1, 2])
         words = [*recipe, "--out", str(run)] if fresh else ["--resume", str(run)]
-        known = lines(log)
         process = start([*words, f"data.workers={workers}"], log, work / "killed.txt")
         if kill > args.kills:
             assert process.wait() == 0, (work / "killed.txt").read_text()[-2000:]
             break
-        # Starting takes longer than all of the training here: most moments are counted from the first step of this life.
+        # Kills are spread over the whole run; some come while it starts, or anywhere within a step, a checkpoint or an epoch's end.
         early = rng.random() < 0.15
-        while not early and process.poll() is None and lines(log) == known:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 8 if early else 1.2))
+        while not early and process.poll() is None and max(seen(log), default=-1) < moments[kill - 1]:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 8 if early else 0.1))
         if process.poll() is not None:
             raise SystemExit(f"the run ended by itself, with status {process.returncode}, before kill {kill}: see {work / 'killed.txt'}")
         os.killpg(process.pid, signal.SIGKILL)
@@ -129,21 +132,22 @@ def main() -> None:
         print(rows[-1], flush=True)
     found = seen(log)
     same = 0
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
         a, b = (Counter(p for s in steps for p in x[s]) for x in (expected, found))
-        assert max(a.values()) == 1, "a picture twice in an unbroken epoch"
+        assert set(a.values()) == {args.repeats}, "a picture twice in an unbroken epoch"
         same += a == b
     exact = sum(expected[s] == found[s] for s in expected)
+    kind = {"repeats": args.repeats, "shards": args.shards}
     summary = {
         "epochs_with_the_same_multiset": same,
-        "epochs": EPOCHS,
+        "epochs": epochs,
         "steps_with_the_same_pictures_in_order": exact,
         "steps": len(expected),
     }
-    write_rows(args.csv, [row | summary | machine() for row in rows])
+    write_rows(args.csv, [row | kind | summary | machine() for row in rows])
     print(summary)
-    sys.exit(0 if same == EPOCHS and exact == len(expected) == len(found) else 1)
+    sys.exit(0 if same == epochs and exact == len(expected) == len(found) else 1)
 
 
 if __name__ == "__main__":

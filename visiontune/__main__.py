@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def fit(argv: list[str]) -> int:
@@ -107,18 +108,14 @@ def check(argv: list[str]) -> int:
 
 
 def _check_pictures(folder: str, overrides: list[str], out: str | None, tiny: int) -> int:
-    from visiontune.data.decode import Reading
     from visiontune.data.folder import list_pictures
     from visiontune.data.inspect import inspect
-    from visiontune.errors import UserError, some
+    from visiontune.errors import some
 
     table = list_pictures(folder, key="check", labelled=None)
-    reading = Reading()
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if key != "data.channels" or not value.isdigit():
-            raise UserError(f"check: got {text!r}; with a folder only data.channels=NUMBER is allowed")
-        reading = Reading(channels=int(value))
+    reading = _reading(overrides)
+    if out:
+        _writable(out)
     found = inspect(table, tiny=tiny, reading=reading, progress=_progress(len(table)))
     print("\n".join([*table.notes, *found.lines(tiny)]))
     if found.broken:
@@ -127,6 +124,42 @@ def _check_pictures(folder: str, overrides: list[str], out: str | None, tiny: in
         found.write_csv(Path(out))
         print(f"every one of them: {out}")
     return 1 if found.broken else 0
+
+
+def _reading(overrides: list[str]) -> Any:
+    """How `check` reads pictures, from the keys of a recipe's `data` that say so."""
+    from pydantic import ValidationError
+
+    from visiontune.data.decode import Reading
+    from visiontune.errors import UserError
+    from visiontune.recipe.schema import Data
+    from visiontune.recipe.yaml_lines import read_yaml
+
+    settings: dict[str, Any] = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        name = key.removeprefix("data.")
+        if key == name or name not in ("channels", "value_range", "background"):
+            allowed = "data.channels=4, data.value_range=[0,4095], data.background=[0,0,0]"
+            raise UserError(f"check: got {text!r}; of a folder are allowed: {allowed}")
+        settings[name] = read_yaml(value, "check")[0]
+        try:
+            Data(train="", **{name: settings[name]})
+        except ValidationError as error:
+            raise UserError(f"{key}: got {value!r}; expected {Data.model_fields[name].description}") from error
+    data = Data(train="", **settings)
+    return Reading(data.channels, data.background, data.value_range)
+
+
+def _writable(file: str) -> None:
+    """Whether a file can be written is found before hours of work, not after."""
+    from visiontune.errors import UserError
+
+    try:
+        with open(file, "a"):
+            pass
+    except OSError as error:
+        raise UserError(f"--csv: cannot write {file} ({error.strerror}); name a file in a folder that is there") from error
 
 
 def index(argv: list[str]) -> int:
@@ -140,8 +173,13 @@ def index(argv: list[str]) -> int:
 
     from visiontune.data.folder import missing_folder
     from visiontune.data.index import open_index
+    from visiontune.data.shards import is_shards, open_shards
     from visiontune.errors import UserError
 
+    if is_shards(args.folder):
+        table = open_shards(args.folder, key="index", labelled=None)
+        print("\n".join([f"{len(table)} pictures in the shards of {args.folder}", *table.notes]))
+        return 0
     if not os.path.isdir(args.folder):
         raise UserError(missing_folder("index", args.folder))
     found = open_index(args.folder, beside=args.beside or None, fresh=args.fresh)
@@ -178,6 +216,7 @@ def predict(argv: list[str]) -> int:
 
     predictions = load(args.run).predict(find_files(args.paths))
     if args.csv:
+        _writable(args.csv)
         with open(args.csv, "w", newline="", errors="surrogateescape") as file:
             count, broken = write_csv(predictions, file)
         print(f"{count} pictures labelled in {args.csv}")

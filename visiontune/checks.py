@@ -32,7 +32,7 @@ def check_folders(raw: dict[str, Any]) -> Found:
             continue  # opened, and checked, when their members are listed
         elif not os.path.isdir(folder):
             found.append((name, missing_folder(name, folder).removeprefix(f"{name}: ")))
-        elif not any(f.lower().endswith(SUFFIXES) for _, _, files in os.walk(folder, followlinks=True) for f in files):
+        elif not _has_picture(folder):
             there = sorted(os.listdir(folder))
             found.append((name, f"no picture in {folder}; it {'holds ' + some(there) if there else 'is empty'}"))
         elif (labelled or section == "probe") and sum(e.is_dir() for e in os.scandir(folder)) < 2:
@@ -41,6 +41,25 @@ def check_folders(raw: dict[str, Any]) -> Found:
     if isinstance(data, dict) and data.get("labels_fraction") is not None and data.get("labels_per_class") is not None:
         found.append(("data.labels_per_class", "stands beside data.labels_fraction; give one of them"))
     return found
+
+
+def _has_picture(folder: str) -> bool:
+    """Looks until it meets one: a folder of millions is not listed for it."""
+    waiting, seen = [folder], set()
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        found = entry.stat()
+                        if (found.st_dev, found.st_ino) not in seen:  # links in a loop
+                            seen.add((found.st_dev, found.st_ino))
+                            waiting.append(entry.path)
+                    elif entry.name.lower().endswith(SUFFIXES):
+                        return True
+        except OSError:
+            continue
+    return False
 
 
 def check_weights(raw: dict[str, Any]) -> Found:

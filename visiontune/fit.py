@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # torch, Lightning and pydantic come when they are needed: --
 
 RESUMABLE = (
     "data.workers", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator",
-    "trainer.accumulate_grad_batches", "checkpoint_minutes",
+    "trainer.accumulate_grad_batches", "checkpoint_minutes", "data.max_broken",
 )  # fmt: skip
 
 
@@ -189,6 +189,7 @@ def fit(run: "Run", prepared: "Prepared") -> int:
         build.make_module(recipe, tables, resumed=True)[0], run, run.best if checkpoints.best is not None else run.last, data.reading
     )
     result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, cost, peak_memory_bytes())
+    data.broken.refresh()
     if data.broken.causes:
         result["broken_pictures"] = len(data.broken.causes)
         run.say(f"pictures that could not be read: {len(data.broken.causes)} ({data.broken.summary()}); listed in {run.broken_file}")

@@ -86,6 +86,16 @@ def test_a_value_range_stretches_what_lies_in_it():
     data = cv2.imencode(".tiff", twelve)[1].tobytes()
     got = decode_whole(data, Reading(channels=1, value_range=(0, 4080)))
     assert np.array_equal(got[..., 0], RGB[..., 0])
+    for suffix in (".png", ".tiff"):
+        colour = cv2.imencode(suffix, np.ascontiguousarray(RGB[..., ::-1].astype(np.uint16) * 16))[1].tobytes()
+        assert np.array_equal(decode_whole(colour, Reading(value_range=(0, 4080))), RGB), suffix
+        grey = cv2.imencode(suffix, twelve)[1].tobytes()
+        assert np.array_equal(decode_whole(grey, Reading(channels=1, value_range=(0, 4080)))[..., 0], RGB[..., 0]), suffix
+    for kind in ("|u1", ">u2"):
+        file = io.BytesIO()
+        np.save(file, RGB if kind == "|u1" else (RGB.astype(np.uint16) << 8).astype(kind))
+        span = (0, 4080) if kind == "|u1" else None  # of 8 bits it says nothing
+        assert np.array_equal(decode_whole(file.getvalue(), Reading(value_range=span)), RGB)
     floats = io.BytesIO()
     np.save(floats, RGB.astype(np.float32) / 255)
     assert np.array_equal(decode_whole(floats.getvalue()), RGB)
@@ -204,6 +214,22 @@ def test_rows_below_the_crop_are_not_decoded_and_make_no_difference(quality, sub
     assert np.array_equal(crop, decode_whole(data)[100:401, 50:349])
 
 
+def test_pixels_that_end_early_are_found_whatever_the_crop():
+    half = JPEG[: len(JPEG) // 2] + b"\xff\xd9"  # as some tools mend a download
+    for box in ((0, 0, 340, 400), (100, 100, 300, 300), (0, 0, 427, 640)):
+        with pytest.raises(BrokenPicture, match="cut off"):
+            Picture(half).cut([box], [(100, 100)])
+    sky = encoded(np.full((400, 400, 3), 200, np.uint8), "JPEG")  # nothing is missing here
+    assert Picture(sky).cut([(0, 0, 200, 200)], [(50, 50)])[0].mean() == 200
+
+
+def test_a_progressive_jpeg_that_was_cut_is_broken_wherever_it_was_cut():
+    whole = encoded(PHOTOS[0][:200, :200], "JPEG", progressive=True)
+    for at in range(700, len(whole) - 2, 97):
+        with pytest.raises(BrokenPicture):
+            decode_whole(whole[:at])
+
+
 def test_rows_are_only_left_out_where_they_come_from_top_to_bottom():
     progressive = encoded(PHOTOS[0], "JPEG", progressive=True)
     assert not read_header(progressive).height_at
@@ -289,14 +315,19 @@ def test_broken_pictures_have_a_cause(kind, reduce, capfd):
 
 def test_a_damaged_middle_does_not_end_anything():
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"):
-        whole = encoded(Image.fromarray(RGB).quantize(64) if kind == "GIF" else RGB, kind)
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "NPY"):
+        file = io.BytesIO()
+        np.save(file, RGB)
+        whole = file.getvalue() if kind == "NPY" else encoded(Image.fromarray(RGB).quantize(64) if kind == "GIF" else RGB, kind)
         for _ in range(40):
             data = bytearray(whole)
-            for at in rng.integers(0, len(data), 6):
+            for at in rng.integers(0, rng.choice([300, len(data)]), 6):
                 data[at] = rng.integers(256)
             with contextlib.suppress(BrokenPicture):
-                assert decode_whole(bytes(data)).shape[2] == 3
+                picture = Picture(bytes(data))
+                (crop,) = picture.cut([(0, 0, picture.height, picture.width)], [(9, 9)])
+                assert crop.shape == (9, 9, 3)
+                assert picture.whole().shape == (picture.height, picture.width, 3)
 
 
 def test_a_bomb_is_refused_by_its_header_alone(monkeypatch):

@@ -4,11 +4,14 @@ import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from visiontune.data import index as index_module
 from visiontune.data import walk as walk_module
 from visiontune.data.folder import few_labels, list_pictures, split_off
@@ -19,6 +22,12 @@ from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
 
 NOW = time.time()
+
+
+@pytest.fixture(autouse=True)
+def _times_can_be_set(monkeypatch):
+    """These tests set folders' times back, as nothing can do with the system's own note of a change."""
+    monkeypatch.setattr(walk_module, "changed_ns", lambda found: found.st_mtime_ns)
 
 
 def make(root, *names):
@@ -135,6 +144,64 @@ def test_a_change_in_the_same_tick_as_the_listing_is_not_missed(tmp_path):
     assert len(open_index(str(tmp_path))) == 2
 
 
+def test_pictures_added_by_a_tool_that_sets_times_back_are_found(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("VISIONTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(walk_module, "RACY_NS", 0)
+    make(tmp_path, "photos/a/1.jpg")
+    os.utime(tmp_path / "photos" / "a", (NOW - 9000, NOW - 9000))
+    time.sleep(0.05)
+    assert len(open_index(str(tmp_path / "photos"))) == 1
+    assert open_index(str(tmp_path / "photos")).listed == 0
+    make(tmp_path, "photos/a/2.jpg")  # rsync -a, cp -a, tar and unzip do so
+    os.utime(tmp_path / "photos" / "a", (NOW - 9000, NOW - 9000))
+    assert len(open_index(str(tmp_path / "photos"))) == 2
+
+
+def test_numbers_beyond_63_bits_are_no_obstacle(tmp_path, monkeypatch):
+    make(tmp_path, "photos/a/1.jpg")
+    stat = os.stat
+
+    class Large:
+        def __init__(self, found):
+            self.found, self.st_ino, self.st_dev = found, found.st_ino + 2**63, 2**64 - 1
+
+        def __getattr__(self, name):
+            return getattr(self.found, name)
+
+    monkeypatch.setattr(walk_module.os, "stat", lambda *a, **k: Large(stat(*a, **k)))
+    assert len(open_index(str(tmp_path / "photos"))) == 1
+    assert len(open_index(str(tmp_path / "photos"), fresh=True)) == 1
+
+
+KILLED = """
+import sys, time
+from visiontune.data import walk
+from visiontune.data.index import open_index
+
+walk.ALONE_SECONDS = 0
+walk._scan_all = lambda root, folders: time.sleep(60)
+walk.ProcessPoolExecutor.submit = lambda pool, function, *rest, submit=walk.ProcessPoolExecutor.submit: submit(pool, time.sleep, 60)
+print("ready", flush=True)
+open_index(sys.argv[1], processes=3)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="helpers are told by Linux when their parent dies")
+def test_a_listing_that_was_killed_holds_up_nobody(tmp_path):
+    make(tmp_path / "photos", *(f"{i}/{i}.jpg" for i in range(40)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "photos")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as process:
+        process.stdout.readline()
+        time.sleep(2)  # its helpers are at work, and the lock is taken
+        assert process.poll() is None
+        process.kill()
+    again = [sys.executable, "-m", "visiontune", "index", str(tmp_path / "photos")]
+    found = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=40)
+    assert "40 pictures" in found.stdout, found.stderr
+
+
 def test_links_in_a_loop_end_and_each_folder_is_listed_once(tmp_path):
     make(tmp_path, "photos/a/1.jpg", "photos/b/2.jpg", "other/3.jpg", "other/deep/4.jpg")
     root = tmp_path / "photos"
@@ -147,7 +214,8 @@ def test_links_in_a_loop_end_and_each_folder_is_listed_once(tmp_path):
     # `again` comes before `out`, so `deep` is listed there
     assert names(found) == [b"a/1.jpg", b"b/2.jpg", b"b/again/4.jpg", b"b/out/3.jpg"]
     assert set(found.header["not_followed"]) == {"a/up", "b/across"}
-    assert "2 links to folders that are listed elsewhere" in found.notes()[1]
+    assert "1 folders are listed under another name, by a link or a second mount: b/out/deep" in found.notes()[1]
+    assert "2 links to folders that are listed elsewhere" in found.notes()[2]
 
 
 def test_a_link_that_leads_elsewhere_than_before_is_noticed(tmp_path):
@@ -245,6 +313,17 @@ def test_an_index_beside_the_folder_is_used_and_does_not_change_the_folder(tmp_p
     assert (again.file, again.listed) == (beside.file, 0)
 
 
+def test_an_index_beside_that_may_not_be_written_serves_while_it_holds(tmp_path, monkeypatch):
+    make(tmp_path, "photos/a/1.jpg")
+    age(tmp_path / "photos")
+    beside = open_index(str(tmp_path / "photos"), beside=True)
+    monkeypatch.setattr(index_module.os, "access", lambda path, mode: path != tmp_path)
+    assert open_index(str(tmp_path / "photos")).file == beside.file
+    make(tmp_path, "photos/a/2.jpg")
+    own = open_index(str(tmp_path / "photos"))
+    assert (len(own), own.file) == (2, index_file(str(tmp_path / "photos")))
+
+
 def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     make(tmp_path, "photos/1.jpg", "file")
     monkeypatch.setenv("VISIONTUNE_CACHE", str(tmp_path / "file"))
@@ -273,6 +352,9 @@ def test_tables_travel_to_workers_that_are_not_forked_as_the_name_of_their_file(
     list_pictures(tmp_path)
     with pytest.raises(UserError, match="changed while loader processes started"):
         pickle.loads(travelled)
+    whole = pickle.loads(pickle.dumps(table))  # of a folder that was listed anew since the table was made
+    assert [whole.path(i) for i in range(len(whole))] == [table.path(i) for i in range(len(table))]
+    assert whole.labels.tolist() == table.labels.tolist()
 
 
 def test_the_index_is_mapped_not_read(tmp_path):

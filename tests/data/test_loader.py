@@ -106,13 +106,16 @@ def test_repeats_show_each_steps_pictures_that_often_in_other_crops_wherever_a_r
 
 
 def test_a_file_is_read_and_decoded_once_for_all_repeats(numbered, monkeypatch):
-    from visiontune.data import loader as loader_module
+    from visiontune.data import decode, loader
 
     count = []
-    read = loader_module.read_bytes
-    monkeypatch.setattr(loader_module, "read_bytes", lambda table, index: (count.append(index), read(table, index))[1])
-    Pictures(list_pictures(numbered), CenterCrop((8, 8)), repeats=4)[(3, 0)]
-    assert count == [3]
+    read, whole = loader.read_bytes, decode.Picture._decode
+    monkeypatch.setattr(loader, "read_bytes", lambda table, index: (count.append(index), read(table, index))[1])
+    monkeypatch.setattr(decode.Picture, "_decode", lambda *way, **more: (count.append("decoded"), whole(*way, **more))[1])
+    augment = Augment(Views.of({"views": 2, "flip": 0.5}), (8, 8))
+    views, _, _ = Pictures(list_pictures(numbered), augment, repeats=4)[(3, 0)]
+    assert [len(v) for v in views] == [2] * 4
+    assert count == [3, "decoded"]
 
 
 # ---------------------------------------------------------------- broken pictures
@@ -150,7 +153,7 @@ def test_several_processes_share_one_account(tmp_path):
         assert r.exitcode == 0
     with file.open() as opened:
         rows = list(csv.reader(opened))
-    assert rows[0] == ["path", "cause"]
+    assert rows[0] == ["path", "cause", "met"]
     paths = [r[0] for r in rows[1:]]
     assert len(paths) == len(set(paths)) == 160
 
@@ -162,6 +165,10 @@ def test_beyond_the_share_the_run_stops_with_the_list(tmp_path):
         UserError, match="11 of 100 pictures cannot be read.*10 empty file, 1 file is gone.*0.jpg.*broken.csv.*raise data.max_broken"
     ):
         account.add([("x.jpg", "file is gone")], got_any=True)
+    account.note([(f"v{i}.jpg", "empty file") for i in range(50)])  # of a validation: listed, but no reason to stop
+    resumed = Broken(tmp_path / "broken.csv", limit=0.1, total=100)  # some may have been repaired
+    resumed.add([("1.jpg", "empty file")], got_any=True)
+    assert len(resumed.causes) == 61
     few = Broken(None, limit=0.0, total=8)
     few.add([(f"{i}.jpg", "empty file") for i in range(5)], got_any=True)  # five are forgiven
     with pytest.raises(UserError):

@@ -120,8 +120,10 @@ def _set_statistics(module: Module, recipe: Recipe, tables: Tables, config: dict
         source = f"estimated from {count} training pictures"
     given_mean, given_std = (v if isinstance(v, list) else None for v in (data.mean, data.std))
     if given_mean or given_std:
-        source = "of the recipe"
+        source = f"of the recipe, the rest {source}" if estimate else "of the recipe"
     mean, std = given_mean or mean, given_std or std
+    if estimate:
+        data.mean, data.std = [round(m, 6) for m in mean], [round(s, 6) for s in std]  # numbers, in the run's recipe
     with torch.no_grad():
         module.mean.copy_(torch.tensor(mean).view_as(module.mean))
         module.std.copy_(torch.tensor(std).view_as(module.std))

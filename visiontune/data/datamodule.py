@@ -66,13 +66,13 @@ class PictureData(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
             return
-        mine = self.train.fingerprint()
+        mine = "; ".join(table.fingerprint() for table in (self.train, self.val) if table is not None)
         theirs = trainer.strategy.broadcast(mine)
         alike = trainer.strategy.reduce_boolean_decision(mine == theirs, all=True)
         if not alike:
             raise UserError(
-                f"data.train: the training processes found different pictures in {self.train.root} ({mine} here, {theirs} in the "
-                "first one): it changed while they started; start again when nothing writes to it"
+                f"data: the training processes found different pictures in {self.train.root} or for validation ({mine} here, {theirs} "
+                "in the first one): it changed while they started; start again when nothing writes to it"
             )
 
     def train_dataloader(self) -> Any:
@@ -109,7 +109,10 @@ class PictureData(L.LightningDataModule):
             return batch
         training = self.trainer is None or self.trainer.training
         if batch["broken"]:
-            self.broken.add(batch["broken"], got_any=bool(batch["images"]) or not training)
+            if training:
+                self.broken.add(batch["broken"], got_any=bool(batch["images"]))
+            else:
+                self.broken.note(batch["broken"])
         if self.labelled:
             images = batch["images"] or [torch.empty(0, self.reading.channels, 1, 1, dtype=torch.uint8)]
             return [images[0], batch["labels"]]

@@ -7,6 +7,7 @@ frequencies that the resize would throw away, most of the work of a large photo.
 
 import importlib.util
 import io
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ __all__ = ["BrokenPicture", "Picture", "Reading", "decode_whole", "read_picture"
 
 # A decoder's thread pool beside loader workers only makes them fight for cores.
 cv2.setNumThreads(0)
+# What is broken is told once, in words, in broken.csv.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels of the upright picture
 
 
@@ -108,6 +112,8 @@ class Picture:
         if kind in ("jpeg", "opencv"):
             if kind == "jpeg":
                 pixels = decode_jpeg(self.source, self.header, channels=self.reading.channels, reduce=reduce, rows=rows)
+            elif self.reading.value_range is not None and (deep := _deep(self.source)) is not None:
+                pixels = _numbers(deep, self.reading)
             else:
                 pixels = _opencv(self.source, self.reading.channels)
             if pixels is None:
@@ -119,10 +125,15 @@ class Picture:
         elif kind == "pillow":
             pixels = _pillow(self.source, self.reading)
         else:
-            pixels = _numbers(_npy(self.source) if kind == "npy" else _tiff(self.source), self.reading)
+            pixels = _numbers(_npy(self.source), self.reading) if kind == "npy" else _numbers(*_tiff(self.source, self.reading))
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        if pixels.shape[2] != self.reading.channels and kind not in ("npy", "tiff"):
+            raise BrokenPicture(f"{self.reading.channels} channels (data.channels) come from TIFF and .npy files only")
         if pixels.shape[2] != self.reading.channels:
             raise BrokenPicture(f"has {pixels.shape[2]} channels where data.channels says {self.reading.channels}")
+        if kind != "jpeg" and pixels.shape[:2] != (self.header.height, self.header.width):
+            height, width = pixels.shape[:2]
+            raise BrokenPicture(f"damaged: its header says {self.header.width}x{self.header.height} pixels, it holds {width}x{height}")
         return pixels
 
 
@@ -176,6 +187,17 @@ def _opencv(data: bytes, channels: int) -> np.ndarray | None:
         return None
 
 
+def _deep(data: bytes) -> np.ndarray | None:
+    """Pixels of more than 8 bits as they are stored, `(H, W)` or RGB; None for others."""
+    try:
+        found = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+    if found is None or found.dtype == np.uint8:
+        return None
+    return found[..., 2::-1] if found.ndim == 3 else found
+
+
 def _pillow(data: bytes, reading: Reading) -> np.ndarray:
     """What OpenCV does not decode (GIF, CMYK, transparency), and a reason for what is broken."""
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "Pillow was told to show half pictures (ImageFile.LOAD_TRUNCATED_IMAGES)"
@@ -212,8 +234,11 @@ def _npy(data: bytes) -> np.ndarray:
     return pixels.transpose(1, 2, 0) if npy_is_planar(shape) else pixels
 
 
-def _tiff(data: bytes) -> np.ndarray:
-    """TIFF of any number of channels and bits: by OpenCV up to four channels, by tifffile (where it is installed) beyond."""
+def _tiff(data: bytes, reading: Reading) -> tuple[np.ndarray, Reading, bool]:
+    """Pixels, how to read them, and whether the fourth channel is transparency.
+
+    Any number of channels and bits: by tifffile where it is installed, by OpenCV up to four channels.
+    """
     reasons = []
     has_tifffile = importlib.util.find_spec("tifffile") is not None
     if has_tifffile:
@@ -224,8 +249,11 @@ def _tiff(data: bytes) -> np.ndarray:
             pixels = page.asarray()
             if pixels.ndim == 3 and "S" in page.axes and page.axes.index("S") == 0:
                 pixels = pixels.transpose(1, 2, 0)
+            if int(page.photometric) == 0 and pixels.dtype.kind == "u":  # the smallest number is white
+                pixels = np.iinfo(pixels.dtype).max - pixels
             tag = page.tags.get(ORIENTATION)
-            return upright(pixels if pixels.ndim == 3 else pixels[..., None], int(tag.value) if tag else 1)
+            pixels = upright(pixels if pixels.ndim == 3 else pixels[..., None], int(tag.value) if tag else 1)
+            return pixels, reading, any(int(kind) in (1, 2) for kind in page.extrasamples)
         except Exception as error:  # of many kinds, in damaged files
             reasons.append(str(error)[:100])
     try:
@@ -238,17 +266,19 @@ def _tiff(data: bytes) -> np.ndarray:
         raise BrokenPicture(f"a TIFF that is damaged or of an unknown kind{': ' + reasons[0] if reasons else ''}{hint}")
     if found.ndim == 3 and found.shape[2] >= 3:  # OpenCV turns RGB round, of four channels the first three
         found = found[..., [2, 1, 0, *range(3, found.shape[2])]]
-    return found
+    return found, reading, True
 
 
-def _numbers(pixels: np.ndarray, reading: Reading) -> np.ndarray:
+def _numbers(pixels: np.ndarray, reading: Reading, transparent: bool = False) -> np.ndarray:
     """Numbers of any type to uint8, and one channel to three or three to one where those are wanted."""
     span = reading.value_range
+    if not pixels.dtype.isnative:
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
     if span is None and pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)  # scaled, not clipped
     elif span is None and pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype != np.uint8 or span is not None:
+    elif pixels.dtype != np.uint8:
         if span is None and pixels.dtype.kind != "f":
             raise BrokenPicture(f"numbers of type {pixels.dtype}: say what is black and white with data.value_range=[low,high]")
         low, high = span or (0.0, 1.0)
@@ -260,7 +290,7 @@ def _numbers(pixels: np.ndarray, reading: Reading) -> np.ndarray:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     if pixels.ndim == 3 and pixels.shape[2] == 3 and reading.channels == 1:
         pixels = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-    if pixels.ndim == 3 and pixels.shape[2] == 4 and reading.channels == 3:
+    if transparent and pixels.ndim == 3 and pixels.shape[2] == 4 and reading.channels == 3:
         share = pixels[..., 3:].astype(np.float32) / 255
         pixels = (pixels[..., :3] * share + np.array(reading.background) * (1 - share)).round().astype(np.uint8)
     return pixels

@@ -36,8 +36,11 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool |
         raise UserError(missing_folder(key, folder))
     index = open_index(folder)
     if not len(index):
-        there = sorted(os.listdir(folder))
-        listed = f"it holds {some(there)}" if there else "it is empty"
+        try:
+            there = sorted(os.listdir(folder))
+            listed = f"it holds {some(there)}" if there else "it is empty"
+        except OSError as error:
+            listed = f"it cannot be listed ({error.strerror})"
         troubles = "".join(f"; {note.removeprefix('index: ')}" for note in index.notes(brief=True))
         raise UserError(f"{key}: no picture in {folder}; {listed}{troubles}; pictures end in {', '.join(SUFFIXES)}")
     first = int((index.labels < 0).sum())  # the root's own pictures, which have no class, come first

@@ -189,10 +189,10 @@ def npy_layout(data: bytes) -> tuple[tuple[int, ...], str, int]:
         size = struct.unpack_from("<H" if data[6] == 1 else "<I", data, 8)[0]
         start = (10 if data[6] == 1 else 12) + size
         said = ast.literal_eval(data[start - size : start].decode("latin1"))
-        shape, kind = tuple(said["shape"]), said["descr"]
+        shape, kind, reversed_order = tuple(said["shape"]), said["descr"], said["fortran_order"]
     except (struct.error, ValueError, SyntaxError, KeyError, TypeError, IndexError) as error:
         raise BrokenPicture("cut off: the file ends within its header") from error
-    if not isinstance(kind, str) or "O" in kind or said["fortran_order"] or len(shape) not in (2, 3):
+    if not isinstance(kind, str) or "O" in kind or reversed_order or len(shape) not in (2, 3):
         raise BrokenPicture(f"an array of shape {shape} and type {kind}: a picture is (H, W), (H, W, C) or (C, H, W), in C order")
     return shape, kind, start
 

@@ -72,6 +72,8 @@ class Index:
             found.append(f"index: listed {self.listed} of {count} folders in {self.seconds:.1f} s; kept in {self.file}")
         else:
             found.append(f"index: {count} folders, unchanged since they were listed ({self.file})")
+        if twice := self.header["elsewhere"]:
+            found.append(f"index: {len(twice)} folders are listed under another name, by a link or a second mount: {some(twice, 5)}")
         if links := self.header["not_followed"]:
             found.append(f"index: {len(links)} links to folders that are listed elsewhere, or in a loop, not followed: {some(links, 5)}")
         if refused := self.header["refused"]:
@@ -101,9 +103,16 @@ def open_index(root: str, *, beside: bool | None = None, fresh: bool = False, pr
     Raises:
         UserError: if the file cannot be written.
     """
+    asked = beside
     if beside is None:
         beside = index_file(root, beside=True).is_file()
     file = index_file(root, beside=beside)
+    if beside is not asked and not os.access(file.parent, os.W_OK):
+        # Somebody else keeps it there: it serves while it holds, and else a copy of one's own does.
+        kept = _read(file)
+        if kept is not None and not fresh and _current(kept, root):
+            return kept
+        file = index_file(root)
     started = time.monotonic()
     with alone(file):
         old = None if fresh else _read(file)
@@ -115,6 +124,12 @@ def open_index(root: str, *, beside: bool | None = None, fresh: bool = False, pr
     if made is None:
         raise UserError(f"index: {file} was overwritten by something else while it was made; try again")
     return _with(made, listed=tree.listed, seconds=time.monotonic() - started)
+
+
+def fingerprint_of(file: Path) -> str | None:
+    """Of the index that lies there now."""
+    index = _read(file)
+    return index.fingerprint if index is not None else None
 
 
 def open_again(file: Path, fingerprint: str) -> Index:
@@ -145,11 +160,8 @@ def _current(index: Index, root: str) -> bool:
     """Whether no folder changed, and no link leads elsewhere than before."""
     top = os.fsencode(root)
     for relative, stamp in zip(_relatives(index), index.stamps.tolist(), strict=True):
-        try:
-            found = os.stat(join(top, relative) if relative else top)
-        except OSError:
-            return False
-        if [found.st_mtime_ns, found.st_dev, found.st_ino] != stamp:
+        found = stamp_of(join(top, relative) if relative else top)
+        if found is None or [found.changed_ns, found.dev, found.ino] != stamp:
             return False
     for link, target in index.header["links"].items():
         found_now = stamp_of(join(top, os.fsencode(link)))
@@ -210,7 +222,7 @@ def _write(file: Path, root: str, tree: Tree, seconds: float) -> None:
         "folders": np.frombuffer(b"".join(relatives), dtype=np.uint8),
         "folder_offsets": _ends(np.array([len(r) for r in relatives], dtype=np.int64)),
         "folder_first": _ends(counts),
-        "stamps": np.array([[f.stamp.mtime_ns, f.stamp.dev, f.stamp.ino] for f in tree.folders], dtype=np.int64).reshape(-1),
+        "stamps": np.array([[f.stamp.changed_ns, f.stamp.dev, f.stamp.ino] for f in tree.folders], dtype=np.int64).reshape(-1),
     }
     header: dict[str, Any] = {
         "root": os.path.abspath(root),

@@ -113,8 +113,10 @@ def inspect(
     first: dict[bytes, int] = {}
     groups: dict[bytes, list[int]] = {}
     sizes: Counter[int] = Counter()
-    chunks = (range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK))
-    for looks in over(partial(_look_at, table, reading), chunks, processes or available_cores()):
+    # Small tables, not the whole one with each chunk.
+    numbers = (range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK))
+    chunks = ((some.start, table.take(some)) for some in numbers)
+    for looks in over(partial(_look_at, reading), chunks, processes or available_cores()):
         if progress is not None and looks:
             progress(looks[-1].index + 1)
         for look in looks:
@@ -133,17 +135,17 @@ def inspect(
     return findings
 
 
-def _look_at(table: PictureTable, reading: Reading, indices: range) -> list[Look]:
-    return list(_looks(table, reading, indices))
+def _look_at(reading: Reading, chunk: tuple[int, PictureTable]) -> list[Look]:
+    return list(_looks(reading, *chunk))
 
 
-def _looks(table: PictureTable, reading: Reading, indices: range) -> Iterator[Look]:
-    for index in indices:
+def _looks(reading: Reading, first: int, table: PictureTable) -> Iterator[Look]:
+    for index in range(len(table)):
         try:
             data = read_bytes(table, index)
             picture = Picture(data, reading)
             picture.whole()
         except BrokenPicture as error:
-            yield Look(index, str(error))
+            yield Look(first + index, str(error))
         else:
-            yield Look(index, "", hashlib.blake2b(data, digest_size=16).digest(), picture.height, picture.width)
+            yield Look(first + index, "", hashlib.blake2b(data, digest_size=16).digest(), picture.height, picture.width)

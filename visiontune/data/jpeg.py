@@ -7,6 +7,8 @@ from visiontune.data.header import BrokenPicture, Header
 
 # Rows decoded below those that are needed: the decoder smooths colours over the border of its 16-row blocks.
 SPARE = 16
+# Rows that are alike where pixels are missing.
+FILLED = 2
 
 
 def decode_jpeg(data: bytes | bytearray, header: Header, *, channels: int, reduce: int = 1, rows: int | None = None) -> np.ndarray | None:
@@ -22,7 +24,7 @@ def decode_jpeg(data: bytes | bytearray, header: Header, *, channels: int, reduc
     Raises:
         BrokenPicture: if the file ends too early.
     """
-    height = header.height
+    height, original = header.height, data
     below = height if rows is None else (rows + SPARE * reduce + 15) // 16 * 16
     shortened = bool(header.height_at) and below < height
     if shortened:
@@ -34,11 +36,14 @@ def decode_jpeg(data: bytes | bytearray, header: Header, *, channels: int, reduc
     if reduce > 1:
         settings |= {"min_height": -(-height // reduce), "min_width": -(-header.width // reduce)}
     try:
-        return simplejpeg.decode_jpeg(data, strict=not shortened, **settings)
+        pixels = simplejpeg.decode_jpeg(data, strict=not shortened, **settings)
     except ValueError as error:
         if "remature end" in str(error):
             raise BrokenPicture("cut off: the file ends before the picture does") from error
-    try:
-        return simplejpeg.decode_jpeg(data, strict=False, **settings)  # a warning, of bytes between markers for example
-    except ValueError:
-        return None
+        if "extraneous" not in str(error):
+            return None
+        pixels = simplejpeg.decode_jpeg(data, strict=False, **settings)  # bytes between the pixels and the end: harmless
+    if shortened and len(pixels) > FILLED and np.array_equal(pixels[-1], pixels[-1 - FILLED]):
+        # A sky perhaps; or the decoder ran out of data and filled up: a strict look at all of it tells.
+        return decode_jpeg(original, header, channels=channels, reduce=reduce)
+    return pixels

@@ -4,6 +4,7 @@ B pictures, V views.
 """
 
 import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,7 +58,11 @@ class Pictures(Dataset):
         for candidate in self._candidates(index):
             try:
                 picture = Picture(read_bytes(self.table, candidate), self.reading)
-                views = [self.transform(picture, rng) for rng in self._generators(index, epoch)]
+                generators = list(self._generators(index, epoch))
+                if self.repeats > 1 and hasattr(self.transform, "several"):
+                    views = self.transform.several(picture, generators)
+                else:
+                    views = [self.transform(picture, rng) for rng in generators]
             except BrokenPicture as error:
                 broken.append((self.table.path(candidate), str(error)))
                 continue
@@ -90,23 +95,31 @@ def collate_repeats(items: list[Item]) -> list[dict[str, Any]]:
     if not kept:
         return [{"images": [], "labels": torch.empty(0, dtype=torch.int64), "broken": broken}]
     labels = torch.tensor([label for _, label in kept])
-    batches = []
-    for r, repeat in enumerate(zip(*(repeats for repeats, _ in kept), strict=True)):
-        images = [_stacked(view) for view in zip(*repeat, strict=True)]
-        batches.append({"images": images, "labels": labels, "broken": broken if r == 0 else []})
-    return batches
+    by_repeat = [list(zip(*repeat, strict=True)) for repeat in zip(*(repeats for repeats, _ in kept), strict=True)]
+    images = iter(_stacked([view for repeat in by_repeat for view in repeat]))
+    return [
+        {"images": [next(images) for _ in repeat], "labels": labels, "broken": broken if r == 0 else []}
+        for r, repeat in enumerate(by_repeat)
+    ]
 
 
-def _stacked(view: Sequence[np.ndarray]) -> torch.Tensor:
-    """`(B, C, H, W)` of pictures `(H, W, C)`; in a worker in the memory that it shares with its parent, which saves copying it there."""
-    shape = (len(view), *view[0].shape)
+def _stacked(views: Sequence[Sequence[np.ndarray]]) -> list[torch.Tensor]:
+    """`(B, C, H, W)` of each view's pictures `(H, W, C)`, all in one piece of memory.
+
+    In a worker it is memory that it shares with its parent, which saves copying it there; one piece, since each costs an open file.
+    """
+    sizes = [len(view) * view[0].size for view in views]
     if torch.utils.data.get_worker_info() is None:
-        batch = torch.empty(shape, dtype=torch.uint8)
+        whole = torch.empty(sum(sizes), dtype=torch.uint8)
     else:
-        size = len(view) * view[0].size
-        batch = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size), 0, shape)  # type: ignore[call-overload]
-    np.stack(view, out=batch.numpy())
-    return batch.permute(0, 3, 1, 2)
+        storage = torch.UntypedStorage._new_shared(sum(sizes))
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (sum(sizes),))  # type: ignore[call-overload]
+    batches = []
+    for view, part in zip(views, whole.split(sizes), strict=True):
+        batch = part.view(len(view), *view[0].shape)
+        np.stack(view, out=batch.numpy())
+        batches.append(batch.permute(0, 3, 1, 2))
+    return batches
 
 
 def _start_worker(worker: int) -> None:
@@ -163,6 +176,8 @@ class TrainLoader:
 def auto_workers(processes_here: int) -> tuple[int, str]:
     """Loader processes for each training process, and why."""
     cores = available_cores()
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and cores < (os.cpu_count() or 1):
+        processes_here = 1  # the launcher gave each process cores of its own
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         workers = max(1, min(16, cores // processes_here - 1))
         return workers, f"{cores} cores for {processes_here} training process(es), one core each left to the training loop, at most 16"

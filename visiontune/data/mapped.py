@@ -8,6 +8,7 @@ import contextlib
 import json
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,11 @@ def alone(file: Path) -> Iterator[None]:
         try:
             import fcntl
 
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that makes {file}", file=sys.stderr, flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
         except (ImportError, OSError):
             pass
         yield  # closing gives the lock back

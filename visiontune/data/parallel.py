@@ -17,16 +17,28 @@ Out = TypeVar("Out")
 def process_pool(processes: int) -> ProcessPoolExecutor:
     """Helpers that need no `if __name__ == "__main__"` in the user's script where the system can fork safely."""
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_for_helpers)
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_for_helpers, initargs=(os.getpid(),))
 
 
-def _for_helpers() -> None:
+def _for_helpers(parent: int) -> None:
     """Ctrl-C is for the process that started them; threads beside as many processes as cores only make them fight."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with(parent)
     if cv2 := sys.modules.get("cv2"):
         cv2.setNumThreads(0)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+def _die_with(parent: int) -> None:
+    """A helper whose parent was killed would wait for work for ever, and hold the locks that it inherited."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before that
+        os._exit(1)
 
 
 def over(function: Callable[[In], Out], items: Iterable[In], processes: int) -> Iterator[Out]:

@@ -74,7 +74,7 @@ def list_shard(place: tuple[str, str]) -> Listing | str:
     columns = zip(*((len(n), *rest) for n, *rest in taken), strict=True) if taken else [()] * 4
     rows = {k: np.array(c, dtype=ROWS[k]) for k, c in zip(("lengths", "labels", "start", "size"), columns, strict=True)}
     mtime = found.st_mtime_ns if found.st_mtime_ns <= now - RACY_NS else -1
-    note = f"{name} is cut off or damaged {note}: the {len(taken)} pictures before that are used; make or fetch it again" if note else ""
+    note = f"{name} {note}: the {len(taken)} pictures before that are used; make or fetch it again" if note else ""
     return Listing(found.st_size, mtime, b"".join(n for n, *_ in taken), rows, note, f"{name}/{wrong}" if wrong else "")
 
 
@@ -123,9 +123,12 @@ def _samples(tar: tarfile.TarFile, file: BinaryIO, end: int) -> tuple[list[tuple
     file.seek(min(tar.offset, end))
     block = file.read(tarfile.BLOCKSIZE)
     good = whole and len(block) == tarfile.BLOCKSIZE and not block.strip(b"\0")
+    more = good and bool(file.read(4 * tarfile.RECORDSIZE).strip(b"\0"))
     if not good and taken and taken[-1][1] < 0 <= max(label for _, label, _, _ in taken):
         taken.pop()  # its label would have come next
-    return taken, wrong, "" if good else f"at byte {min(tar.offset, end):,} of {end:,}"
+    if more:
+        return taken, wrong, "goes on after its end mark (several tars in one file?)"
+    return taken, wrong, "" if good else f"is cut off or damaged at byte {min(tar.offset, end):,} of {end:,}"
 
 
 # ---------------------------------------------------------------- the index of all shards

@@ -113,7 +113,7 @@ def open_shards(path: str, *, key: str, labelled: bool | None) -> PictureTable:
     Args:
         path: what `is_shards` takes.
         key: the recipe's key, for error messages.
-        labelled: read the labels; None where there are any. Class names are the lines of `classes.txt` in the shards' folder, else
+        labelled: read the labels; None where every picture has one. Class names are the lines of `classes.txt` in the shards' folder, else
             the numbers that occur.
 
     Raises:
@@ -128,7 +128,8 @@ def open_shards(path: str, *, key: str, labelled: bool | None) -> PictureTable:
     notes = [note, *(f"index: {shard[4]}" for shard in index.shards if shard[4])]
     table = PictureTable(root, arrays["names"], arrays["offsets"], members=members, notes=tuple(notes))
     if labelled is None:
-        labelled = bool((arrays["labels"] >= 0).any())
+        found = np.unique(arrays["labels"])
+        labelled = bool(found[0] >= 0 and len(found) > 1)
     if not labelled:
         return table
     if wrong := [shard[5] for shard in index.shards if shard[5]]:

@@ -102,7 +102,10 @@ class PictureTable:
 
     def fingerprint(self) -> str:
         """Changes when a picture is added, removed or renamed."""
-        return f"{len(self)} pictures, {zlib.crc32(self.names[self.offsets[0] : self.offsets[-1]]):08x}"
+        code = zlib.crc32(self.names[self.offsets[0] : self.offsets[-1]])
+        if self.members is not None:  # shards written anew have the same names for other pictures
+            code = zlib.crc32(np.ascontiguousarray(self.members.size), zlib.crc32(np.ascontiguousarray(self.members.start), code))
+        return f"{len(self)} pictures, {code:08x}"
 
     def take(self, indices: Iterable[int]) -> "PictureTable":
         """A table of these pictures alone, in ascending order."""
@@ -113,7 +116,9 @@ class PictureTable:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
-        if self.mapped is not None:
+        if self.mapped is not None and not _still_there(*self.mapped):
+            state["mapped"] = None  # the folder was listed anew: the arrays travel themselves
+        elif self.mapped is not None:
             state |= {"names": None, "offsets": None, "labels": None, "labelled": self.labels is not None, "first": len(self)}
         return state
 
@@ -127,3 +132,9 @@ class PictureTable:
             state |= {"names": index.names, "offsets": index.offsets[first:]}
             state["labels"] = index.labels[first:] if state.pop("labelled") else None
         self.__dict__.update(state)
+
+
+def _still_there(file: Any, fingerprint: str) -> bool:
+    from visiontune.data.index import fingerprint_of
+
+    return fingerprint_of(file) == fingerprint

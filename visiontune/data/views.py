@@ -2,6 +2,7 @@
 each crop is flipped, coloured and blurred as uint8."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -144,11 +145,16 @@ class Augment:
         Raises:
             BrokenPicture: if it cannot be decoded.
         """
+        return self.several(picture, [rng])[0]
+
+    def several(self, picture: Picture | np.ndarray, generators: Sequence[np.random.Generator]) -> list[list[np.ndarray]]:
+        """The views for each of several generators; the picture is decoded once for all of them."""
         if isinstance(picture, np.ndarray):
             picture = Picture(picture)
-        boxes = [random_box(view, picture.height, picture.width, rng) for view in self.views.each]
-        cuts = picture.cut(boxes, self.sizes)
-        return [self._finish(cut, view, rng) for cut, view in zip(cuts, self.views.each, strict=True)]
+        views = self.views.each
+        boxes = [random_box(view, picture.height, picture.width, rng) for rng in generators for view in views]
+        cuts = iter(picture.cut(boxes, self.sizes * len(generators)))
+        return [[self._finish(next(cuts), view, rng) for view in views] for rng in generators]
 
     def _finish(self, x: np.ndarray, v: View, rng: np.random.Generator) -> np.ndarray:
         height, width = x.shape[:2]

@@ -23,13 +23,14 @@ RACY_NS = 2_000_000_000
 # Helpers cost some milliseconds each to start: small trees are listed without.
 ALONE_SECONDS = 0.1
 BATCH = 16
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What tells that a folder is the same and unchanged. `mtime_ns` is -1 where it cannot be trusted."""
+    """What tells that a folder is the same and unchanged. `changed_ns` is -1 where it cannot be trusted."""
 
-    mtime_ns: int
+    changed_ns: int
     dev: int
     ino: int
 
@@ -89,13 +90,21 @@ def join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder else name
 
 
+def changed_ns(found: os.stat_result) -> int:
+    """When a folder changed: rsync, cp -a, unzip and tar set its time back to that of what they copied, but not the system's own note."""
+    return max(found.st_mtime_ns, found.st_ctime_ns)
+
+
 def stamp_of(path: bytes) -> Stamp | None:
     """None where there is no folder."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return Stamp(found.st_mtime_ns, found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
+    if not stat.S_ISDIR(found.st_mode):
+        return None
+    # Some file systems number beyond 63 bits.
+    return Stamp(changed_ns(found), found.st_dev & LARGEST, found.st_ino & LARGEST)
 
 
 def scan(root: bytes, relative: bytes) -> Folder | str:
@@ -127,7 +136,7 @@ def scan(root: bytes, relative: bytes) -> Folder | str:
                     names.append(name)
     except OSError as error:
         return error.strerror or str(error)
-    if stamp.mtime_ns > now - RACY_NS:
+    if stamp.changed_ns > now - RACY_NS:
         stamp = Stamp(-1, stamp.dev, stamp.ino)
     names.sort()
     prefix = relative + b"/" if relative else b""

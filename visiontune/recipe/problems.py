@@ -86,6 +86,8 @@ def _sentence(found: Any, model: type[BaseModel], path: tuple[str, ...]) -> str:
         allowed = [a.strip(" '") for a in ctx["expected"].replace(" or ", ", ").split(",")]
         hint = near(str(found["input"]), allowed)
         return f"got {got}; expected {' or '.join(repr(a) for a in allowed) if len(allowed) < 3 else 'one of ' + ', '.join(allowed)}{hint}"
+    if kind == "value_error":
+        return f"got {got}; expected {ctx['error']}"
     bounds = {"greater_than": ("gt", "above"), "greater_than_equal": ("ge", "at least"), "less_than": ("lt", "below")}
     bounds["less_than_equal"] = ("le", "at most")
     if kind in bounds:

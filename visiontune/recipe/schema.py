@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from visiontune.data.views import View
 from visiontune.ranges import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
@@ -12,6 +12,21 @@ from visiontune.recipe.options import methods, named_views, read_options
 
 Auto = Literal["auto"]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the smaller number first")
+    return pair
+
+
+def _apart(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError("two different numbers, the smaller first")
+    return pair
+
+
+Ascending, Apart = AfterValidator(_ascending), AfterValidator(_apart)
 Byte = Annotated[int, Field(ge=0, le=255)]
 Size = PositiveInt | tuple[PositiveInt, PositiveInt]
 
@@ -33,14 +48,14 @@ def _view_fields() -> dict[str, Any]:
     import dataclasses
 
     ranged: dict[str, Any] = {
-        "crop_scale": tuple[OpenFraction | Literal[1], Fraction],
-        "crop_ratio": tuple[PositiveFloat, PositiveFloat],
+        "crop_scale": Annotated[tuple[OpenFraction | Literal[1], Fraction], Ascending],
+        "crop_ratio": Annotated[tuple[PositiveFloat, PositiveFloat], Ascending],
         "rotate": Annotated[float, Field(ge=0, le=180)],
         "brightness": NonNegativeFloat,
         "contrast": NonNegativeFloat,
         "saturation": NonNegativeFloat,
         "hue": Annotated[float, Field(ge=0, le=0.5)],
-        "blur_sigma": tuple[PositiveFloat, PositiveFloat],
+        "blur_sigma": Annotated[tuple[PositiveFloat, PositiveFloat], Ascending],
         "solarize_threshold": Annotated[int, Field(ge=0, le=255)],
     }
     meanings = _attribute_meanings(View.__doc__ or "")
@@ -102,7 +117,7 @@ class Data(Section):
         1, description="steps in a row on other crops of the same pictures, decoded once: for loader-bound machines"
     )
     channels: PositiveInt = Field(3, description="3 and 1 (grey) take any picture; others TIFF and .npy files with that many channels")
-    value_range: tuple[float, float] | None = Field(
+    value_range: Annotated[tuple[float, float], Apart] | None = Field(
         None, description="what becomes black and white in pictures of more than 8 bits; default: all 16 bits, 0 to 1 for floats"
     )
     background: tuple[Byte, Byte, Byte] = Field((255, 255, 255), description="RGB that transparent pixels are laid on")
