@@ -4,8 +4,7 @@ python benchmarks/kill_resume.py /scratch/folder [--kills 20] [--seed 0]
 
 Each picture is of one colour that is its number, so what the network was given tells which pictures it saw. The run is the real
 command, started here so that every training step's pictures are written down; of a step that was trained again after a kill the last
-time counts, as it does for the weights. A kill is SIGKILL to the whole process group, at a random moment. With --repeats and --shards on pictures that come several times, or from
-tar shards.
+time counts, as it does for the weights. A kill is SIGKILL to the whole process group.
 """
 
 import argparse
@@ -123,7 +122,7 @@ def main() -> None:
         early = rng.random() < 0.15
         while not early and process.poll() is None and max(seen(log), default=-1) < moments[kill - 1]:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 8 if early else 0.1))
+        time.sleep(rng.uniform(0, 4 if early else 0.1))
         if process.poll() is not None:
             raise SystemExit(f"the run ended by itself, with status {process.returncode}, before kill {kill}: see {work / 'killed.txt'}")
         os.killpg(process.pid, signal.SIGKILL)
