@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -161,6 +162,32 @@ def test_check_looks_through_a_folder(pictures, tmp_path, capsys):
         assert [r["problem"] for r in csv.DictReader(file)] == ["broken", "duplicate", "tiny", "tiny"]
 
 
+def test_check_reads_as_a_recipe_would_and_says_at_once_where_it_cannot_write(tmp_path, capsys):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.full((9, 9, 2), 100 * i, np.int16))
+    assert verb(["check", str(tmp_path)]) == 1
+    assert verb(["check", str(tmp_path), "data.channels=2", "data.value_range=[0,400]"]) == 0
+    capsys.readouterr()
+    for words, told in (
+        (["data.channels=two"], "data.channels: got 'two'"),
+        (["epochs=3"], "of a folder are allowed: data.channels=4"),
+        (["--csv", str(tmp_path / "nowhere" / "x.csv")], "--csv: cannot write"),
+    ):
+        assert verb(["check", str(tmp_path), *words]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_broken_validation_is_listed_and_is_no_reason_to_stop(tmp_path, recipes, pictures):
+    shutil.copytree(pictures / "val", tmp_path / "val")
+    for i in range(10):
+        (tmp_path / "val" / "lying" / f"broken{i}.png").write_bytes(b"")
+    recipe = recipes["classify"]
+    recipe["data"] |= {"val": str(tmp_path / "val"), "labels_per_class": 10}
+    assert main([write(tmp_path / "r.yaml", recipe | {"epochs": 1}), "--out", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run" / "broken.csv").open() as file:
+        assert [r["met"] for r in csv.DictReader(file)] == ["evaluation"] * 10
+
+
 def test_shard_packs_a_folder_and_fit_reads_it(pictures, tmp_path, recipes, capsys):
     assert verb(["shard", str(pictures / "train"), str(tmp_path / "s"), "--size", "16"]) == 0
     assert "48 pictures in 1 shards" in capsys.readouterr().out
@@ -169,5 +196,7 @@ def test_shard_packs_a_folder_and_fit_reads_it(pictures, tmp_path, recipes, caps
     assert main([write(tmp_path / "r.yaml", recipe | {"epochs": 1}), "--out", str(tmp_path / "run")]) == 0
     assert len([r for r in metrics(tmp_path / "run") if "train/loss" in r]) == 3
     assert verb(["check", str(tmp_path / "s")]) == 0
+    assert verb(["index", str(tmp_path / "s")]) == 0
+    assert "48 pictures in the shards" in capsys.readouterr().out
     assert verb(["shard", str(pictures / "train"), str(tmp_path / "s")]) == 2
     assert "is not empty" in capsys.readouterr().err

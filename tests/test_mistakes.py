@@ -61,6 +61,8 @@ MISTAKES = [
     ("a strategy that is none", {"trainer": {"accelerator": "cpu", "strategy": "dpp"}}, "trainer: Lightning refuses these settings"),
     ("more views than a method takes", {"data__augment": "dino"}, "data.augment: gives 2 views and 8 small ones; "),
     ("a transform that is none", {"data__augment": {"albumentations": ["Rotat"]}}, "no transform 'Rotat'; did you mean 'Rotate'"),
+    ("a range turned round", {"data__augment": {"crop_scale": [0.9, 0.2]}}, "got [0.9, 0.2]; expected the smaller number first"),
+    ("a range of nothing", {"data__value_range": [5, 5]}, "data.value_range: got [5, 5]; expected two different numbers"),
     ("views that are none", {"data__augment": {"crop_scale": [0.2]}}, "data.augment.crop_scale"),
 ]  # fmt: skip
 

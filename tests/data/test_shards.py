@@ -282,6 +282,14 @@ def test_a_shard_that_changed_after_it_was_listed_has_a_cause(three):
 # ---------------------------------------------------------------- the index
 
 
+def test_tars_joined_into_one_file_are_told(three, tmp_path):
+    folder = tmp_path / "joined"
+    folder.mkdir()
+    parts = sorted(three.glob("*.tar"))[:2]
+    (folder / "a.tar").write_bytes(b"".join(p.read_bytes() for p in parts))
+    assert "a.tar goes on after its end mark" in " ".join(open_shards(str(folder), key="k", labelled=False).notes)
+
+
 def _noted(read):
     """`list_shard` that notes which shards it was asked for."""
     list_shard = shard_index.list_shard
