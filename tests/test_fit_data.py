@@ -5,6 +5,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import yaml
 
 import visiontune
+from tests.conftest import ROOT
 from tests.test_fit import assert_same_run, killed, metrics, write
 from visiontune.__main__ import main as verb
 from visiontune.data.folder import list_pictures
@@ -134,6 +138,21 @@ def _mentions(process: Path, text: str) -> bool:
         return False
 
 
+def test_a_schedulers_sigterm_to_all_processes_ends_with_a_checkpoint(tmp_path, recipes):
+    recipe = recipes["simclr"]
+    recipe["data"] |= {"workers": 2}
+    words = [sys.executable, "-m", "visiontune.fit", write(tmp_path / "r.yaml", recipe | {"epochs": 2000}), "--out", str(tmp_path / "run")]
+    metrics_file = tmp_path / "run" / "metrics.csv"
+    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, start_new_session=True) as process:
+        while process.poll() is None and not (metrics_file.is_file() and metrics_file.read_bytes().count(b"\n") > 4):
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        told = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 143, told
+    assert "Traceback" not in told
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
 # ---------------------------------------------------------------- the verbs
 
 
@@ -200,3 +219,14 @@ def test_shard_packs_a_folder_and_fit_reads_it(pictures, tmp_path, recipes, caps
     assert "48 pictures in the shards" in capsys.readouterr().out
     assert verb(["shard", str(pictures / "train"), str(tmp_path / "s")]) == 2
     assert "is not empty" in capsys.readouterr().err
+    assert verb(["shard", str(pictures / "train"), str(pictures / "train" / "inside")]) == 2
+    assert "lies inside of" in capsys.readouterr().err
+    assert not (pictures / "train" / "inside").exists()
+
+
+def test_shard_says_why_it_writes_no_classes(pictures, tmp_path, capsys):
+    shutil.copytree(pictures / "val", tmp_path / "stray")
+    shutil.copy(pictures / "val" / "lying" / "000.png", tmp_path / "stray" / "zz.png")
+    assert verb(["shard", str(tmp_path / "stray"), str(tmp_path / "out")]) == 0
+    assert "no classes are written" in capsys.readouterr().out
+    assert "1 pictures directly in" in " ".join(list_pictures(tmp_path / "stray", labelled=True).notes)

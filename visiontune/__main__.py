@@ -99,8 +99,11 @@ def check(argv: list[str]) -> int:
     if Path(args.what).is_dir() or is_shards(args.what):
         return _check_pictures(args.what, args.overrides, args.csv, args.tiny)
     from visiontune.checks import CHECKS
-    from visiontune.recipe import load_recipe
+    from visiontune.errors import UserError
+    from visiontune.recipe import load_recipe, shipped_recipes
 
+    if not Path(args.what).exists() and args.what not in shipped_recipes() and not args.what.endswith((".yaml", ".yml")):
+        raise UserError(f"check: there is no folder {args.what}, no such file, and no recipe of that name; `list` shows the recipes")
     loaded = load_recipe(args.what, args.overrides, checks=CHECKS)
     stages = f", stages {', '.join(loaded.stages)}" if loaded.staged else ""
     print(f"{args.what}: sound{stages}")
@@ -171,7 +174,7 @@ def index(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     import os
 
-    from visiontune.data.folder import missing_folder
+    from visiontune.data.folder import list_pictures, missing_folder
     from visiontune.data.index import open_index
     from visiontune.data.shards import is_shards, open_shards
     from visiontune.errors import UserError
@@ -183,6 +186,8 @@ def index(argv: list[str]) -> int:
     if not os.path.isdir(args.folder):
         raise UserError(missing_folder("index", args.folder))
     found = open_index(args.folder, beside=args.beside or None, fresh=args.fresh)
+    if not len(found):
+        list_pictures(args.folder, key="index")  # says why
     classes = f", in {len(found.classes)} folders at the first level" if found.classes else ""
     print("\n".join([f"{len(found)} pictures in {args.folder}{classes}", *found.notes()]))
     return 0 if len(found) else 1
@@ -200,6 +205,12 @@ def shard(argv: list[str]) -> int:
     from visiontune.data.shard_writer import write_shards
 
     table = list_pictures(args.folder, key="shard", labelled=False if args.unlabelled else None)
+    if table.labels is None and not args.unlabelled and table.members is None:
+        inside = sorted({table.name(i).split(b"/")[0] for i in range(len(table)) if b"/" in table.name(i)})
+        why = "pictures beside them are in none" if len(inside) > 1 else "there are not two of them or more"
+        print(
+            f"no classes are written: of labelled pictures each lies in a class folder, and here {why}; --unlabelled says that it is meant"
+        )
     summary = write_shards(table, Path(args.out), size=args.size, progress=_progress(len(table)))
     print("\n".join(summary.lines()))
     return 0

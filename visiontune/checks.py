@@ -36,7 +36,8 @@ def check_folders(raw: dict[str, Any]) -> Found:
             there = sorted(os.listdir(folder))
             found.append((name, f"no picture in {folder}; it {'holds ' + some(there) if there else 'is empty'}"))
         elif (labelled or section == "probe") and sum(e.is_dir() for e in os.scandir(folder)) < 2:
-            found.append((name, f"{folder} has no class folders; labelled pictures lie in one sub-folder a class"))
+            has = "no class folders" if not any(e.is_dir() for e in os.scandir(folder)) else "only one class folder"
+            found.append((name, f"{folder} has {has}; labelled pictures lie in one sub-folder a class, of two classes or more"))
     data = raw.get("data")
     if isinstance(data, dict) and data.get("labels_fraction") is not None and data.get("labels_per_class") is not None:
         found.append(("data.labels_per_class", "stands beside data.labels_fraction; give one of them"))

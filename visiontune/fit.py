@@ -137,7 +137,7 @@ def fit(run: "Run", prepared: "Prepared") -> int:
     from visiontune.run import environment
 
     silence()
-    resumed = run.last.is_file()
+    resumed, began = run.last.is_file(), (run.folder / "environment.json").is_file()
 
     recipe, tables, module, notes = prepared.recipe, prepared.tables, prepared.module, prepared.notes
     data = build.make_data(recipe, tables, run.broken_file)
@@ -174,6 +174,8 @@ def fit(run: "Run", prepared: "Prepared") -> int:
     run.save_environment(environment())
     if resumed:
         run.say(f"resumed from {run.last}")
+    elif began:
+        run.say("this run was stopped before its first checkpoint: it begins anew")
     elif trainer.is_global_zero:
         figures.picture_rows(first_pictures(data, 8, clean=False), run.pictures / "views.png")
     try:
@@ -181,6 +183,8 @@ def fit(run: "Run", prepared: "Prepared") -> int:
     except SystemExit as stop:  # what Lightning makes of SIGTERM, and of Ctrl-C
         run.say(f"go on with it by: python -m visiontune.fit --resume {run.folder}")
         return 143 if isinstance(stop, SIGTERMException) else 130
+    finally:
+        data.close()
     if not trainer.is_global_zero:
         return 0
 

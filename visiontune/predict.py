@@ -14,6 +14,7 @@ from visiontune import backbones
 from visiontune.data.decode import BrokenPicture, Picture, Reading
 from visiontune.data.folder import list_pictures
 from visiontune.data.read import read_file
+from visiontune.data.shards import is_shards
 from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
 from visiontune.run import Run
@@ -128,6 +129,8 @@ def load(path: str | Path) -> Model:
 def find_files(paths: Iterable[str]) -> Iterator[str]:
     """Picture files, and those inside folders, sorted."""
     for path in paths:
+        if is_shards(path):
+            raise UserError(f"predict: {path} is shards; give pictures or folders of them (tar -xf unpacks shards)")
         if Path(path).is_dir():
             table = list_pictures(path, key="predict")
             yield from map(table.path, range(len(table)))

@@ -118,6 +118,8 @@ def _set_statistics(module: Module, recipe: Recipe, tables: Tables, config: dict
     if estimate:
         mean, std, count = estimate_statistics(recipe, tables.train)
         source = f"estimated from {count} training pictures"
+        if data.value_range is None and max(mean) + 2 * max(std) < 0.25:
+            source += "; they are very dark: of pictures with more than 8 bits, say what is white with data.value_range"
     given_mean, given_std = (v if isinstance(v, list) else None for v in (data.mean, data.std))
     if given_mean or given_std:
         source = f"of the recipe, the rest {source}" if estimate else "of the recipe"

@@ -52,6 +52,7 @@ class PictureData(L.LightningDataModule):
         self.val, self.val_transform = val, val_transform
         self.batch_size, self.workers, self.seed, self.broken, self.labelled = batch_size, workers, seed, broken, labelled
         self.reading, self.repeats = reading, repeats
+        self._training: Any = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,7 +90,18 @@ class PictureData(L.LightningDataModule):
             shuffle=None if self.train.members is None else ShardShuffle(self.train, self.seed),
         )
         dataset = Pictures(self.train, self.train_transform, seed=self.seed, replace=True, reading=self.reading, repeats=self.repeats)
-        return make_loader(dataset, order, workers=self.workers)
+        self.close()
+        self._training = make_loader(dataset, order, workers=self.workers)
+        return self._training
+
+    def close(self) -> None:
+        """End the training's loader processes."""
+        if self._training is not None:
+            self._training.close()
+            self._training = None
+
+    def teardown(self, stage: str) -> None:
+        self.close()
 
     def val_dataloader(self) -> Any:
         assert self.trainer is not None

@@ -281,6 +281,8 @@ def _numbers(pixels: np.ndarray, reading: Reading, transparent: bool = False) ->
     elif pixels.dtype != np.uint8:
         if span is None and pixels.dtype.kind != "f":
             raise BrokenPicture(f"numbers of type {pixels.dtype}: say what is black and white with data.value_range=[low,high]")
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).any():
+            raise BrokenPicture("holds no number that is finite")
         low, high = span or (0.0, 1.0)
         scaled = (pixels.astype(np.float32) - low) * (255 / (high - low))
         pixels = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255).round().astype(np.uint8)

@@ -52,6 +52,9 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool |
         if len(index.classes) < 2:
             found = f"one class folder ({index.classes[0]})" if index.classes else f"{len(index)} pictures and no class folders"
             raise UserError(f"{key}: {folder} holds {found}; labelled pictures lie in one sub-folder a class (flowers/train/rose/1.jpg)")
+    notes = index.notes(brief=True)
+    if labelled and first:
+        notes.append(f"{key}: {first} pictures directly in {folder} are in no class folder, and left out")
     return PictureTable(
         folder,
         index.names,
@@ -59,7 +62,7 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool |
         index.labels[first:] if labelled else None,
         index.classes if labelled else (),
         mapped=(index.file, index.fingerprint),
-        notes=tuple(index.notes(brief=True)),
+        notes=tuple(notes),
     )
 
 

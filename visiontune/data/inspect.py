@@ -66,7 +66,7 @@ class Findings:
         found = [f"{n} pictures in {self.table.root}"]
         if len(self.sizes):
             low, middle, high = np.percentile(self.sizes, (0, 50, 100)).astype(int)
-            found.append(f"short side: {low} to {high} pixels, half of them below {middle}")
+            found.append(f"short side: {low} to {high} pixels, half of them at most {middle}")
         found.append(f"broken: {len(self.broken)}" + (f": {count_causes(c for _, c in self.broken)}" if self.broken else ""))
         found.append(f"exact duplicates: {self.copies}" + (f", in {len(self.duplicates)} groups" if self.duplicates else ""))
         if (across := self.across_classes()) is not None:

@@ -24,7 +24,7 @@ from visiontune.data.order import permute
 from visiontune.data.parallel import available_cores, over
 from visiontune.data.read import read_bytes
 from visiontune.data.table import PictureTable
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError, readable, some
 
 # Pictures that a helper is given at a time: memory holds 16 for each, so few, and enough to outweigh handing them over.
 CHUNK = 4
@@ -111,6 +111,8 @@ def write_shards(
         raise UserError(f"shard: size is {size}; give the short side in pixels, 1 or more")
     if not 1 <= quality <= 100:
         raise UserError(f"shard: quality is {quality}; give 1 to 100")
+    if Path(source.root).resolve() in out.resolve().parents:
+        raise UserError(f"shard: {out} lies inside of {source.root}, which is read; name a folder outside")
     broken: list[Prepared] = []
     written = shrunk = 0
     digits = max(6, len(str(len(source))))
@@ -125,7 +127,7 @@ def write_shards(
                     if picture.broken:
                         broken.append(picture)
                         continue
-                    members = {picture.ending: picture.data, "json": json.dumps({"path": picture.name}).encode()}
+                    members = {picture.ending: picture.data, "json": json.dumps({"path": readable(picture.name)}).encode()}
                     if source.labels is not None:
                         members["cls"] = str(picture.label).encode()
                     shards.add(f"{written:0{digits}d}", members)

@@ -94,5 +94,7 @@ def _transform(A: Any, item: Any) -> Any:
             warnings.simplefilter("error", UserWarning)  # it only warns of a setting that it does not know
             return getattr(A, name)(**settings)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        listed = getattr(error, "errors", None)  # pydantic's
+        said = ", ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in listed()) if callable(listed) else str(error)
+        reason = " ".join(said.split())[:200]
         raise UserError(f"{KEY}: {name} does not take {settings}: {reason}") from error
