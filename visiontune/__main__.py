@@ -205,12 +205,10 @@ def shard(argv: list[str]) -> int:
     from visiontune.data.shard_writer import write_shards
 
     table = list_pictures(args.folder, key="shard", labelled=False if args.unlabelled else None)
-    if table.labels is None and not args.unlabelled and table.members is None:
-        inside = sorted({table.name(i).split(b"/")[0] for i in range(len(table)) if b"/" in table.name(i)})
-        why = "pictures beside them are in none" if len(inside) > 1 else "there are not two of them or more"
-        print(
-            f"no classes are written: of labelled pictures each lies in a class folder, and here {why}; --unlabelled says that it is meant"
-        )
+    # The root's own pictures come first: with class folders beside them it is they that have no class.
+    stray = b"/" not in table.name(0) and b"/" in table.name(len(table) - 1)
+    if stray and table.labels is None and not args.unlabelled:
+        print(f"no classes are written: {table.path(0)} lies in no class folder; move it, or say --unlabelled")
     summary = write_shards(table, Path(args.out), size=args.size, progress=_progress(len(table)))
     print("\n".join(summary.lines()))
     return 0

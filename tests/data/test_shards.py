@@ -10,15 +10,12 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections import Counter
-from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import webdataset
-from PIL import Image
 
 from visiontune.data import shard_index
 from visiontune.data import shards as module
@@ -26,7 +23,6 @@ from visiontune.data.decode import BrokenPicture, decode_whole
 from visiontune.data.folder import list_pictures
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder, TrainOrder
-from visiontune.data.read import read_bytes
 from visiontune.data.shard_order import ShardShuffle
 from visiontune.data.shard_writer import write_shards
 from visiontune.data.shards import is_shards, open_shards, read_member
@@ -391,194 +387,3 @@ def test_workers_and_none_give_the_same_pictures(three, labelled):
 
 def _first_pixels(picture, rng):
     return [picture.whole()[:4, :4] + rng.integers(1, dtype=np.uint8)]
-
-
-# ---------------------------------------------------------------- the order
-
-UNEQUAL = [100, 1, 0, 517, 33, 32, 31, 64, 2000, 5, 0] + [70] * 20
-
-
-@pytest.mark.parametrize("counts", [[1], [5], [0, 7, 0], UNEQUAL, [1] * 50, [4096]])
-@pytest.mark.parametrize(("block", "window"), [(32, 2048), (1, 10), (7, 100), (64, 1)])
-def test_an_epoch_is_a_bijection(counts, block, window):
-    shuffle = ShardShuffle(table_of(counts), 3, block=block, window=window)
-    n = sum(counts)
-    for epoch in (0, 5):
-        assert sorted(shuffle(np.arange(n), epoch).tolist()) == list(range(n))
-
-
-def test_a_part_of_the_pictures_is_a_bijection_too():
-    table = table_of(UNEQUAL)
-    part = table.take(np.random.default_rng(0).choice(len(table), 900, replace=False))
-    assert sorted(ShardShuffle(part, 0)(np.arange(900), 1).tolist()) == list(range(900))
-
-
-def test_positions_can_be_asked_for_alone_and_epochs_in_any_order():
-    shuffle = ShardShuffle(table_of(UNEQUAL), 1, window=256)
-    whole = {epoch: shuffle(np.arange(shuffle.n), epoch) for epoch in (0, 1, 2)}
-    for epoch in (2, 0, 1):
-        assert shuffle(np.array([2500, 7, 300]), epoch).tolist() == whole[epoch][[2500, 7, 300]].tolist()
-    again = ShardShuffle(table_of(UNEQUAL), 1, window=256)
-    assert np.array_equal(again(np.arange(again.n), 1), whole[1])
-
-
-def test_orders_differ_by_epoch_and_seed():
-    n = 32 * 400
-    table = table_of([320] * 40)
-    a, b, c = (ShardShuffle(table, s)(np.arange(n), e) for s, e in ((0, 0), (0, 1), (1, 0)))
-    for x, y in ((a, b), (a, c), (a, np.arange(n))):
-        assert (x == y).mean() < 0.003
-
-
-def test_a_window_reads_few_blocks_and_no_others():
-    counts = [320] * 40
-    shuffle = ShardShuffle(table_of(counts), 0)
-    for epoch in (0, 1):
-        order = shuffle(np.arange(shuffle.n), epoch)
-        met = [set((order[first : first + 2048] // 32).tolist()) for first in range(0, shuffle.n, 2048)]
-        assert all(len(blocks) <= 2048 // 32 + 1 for blocks in met)
-        # A block is read in one window, or in two that follow each other.
-        assert sum(map(len, met)) <= 400 + len(met)
-        for i in range(len(met) - 2):
-            assert not met[i] & set().union(*met[i + 2 :])
-
-
-def test_neighbours_in_a_batch_come_from_many_shards():
-    table = table_of([320] * 40)
-    order = ShardShuffle(table, 0)(np.arange(12800), 0)
-    shard = table.members.shard[order]
-    for first in range(0, 12800, 256):
-        met = Counter(shard[first : first + 256].tolist())
-        assert len(met) >= 10  # of 20 in a group
-        assert max(met.values()) < 80  # at most four times its part of a group
-    assert (np.diff(shard) == 0).mean() < 0.15
-    assert (np.abs(np.diff(order)) == 1).mean() < 0.02
-
-
-def test_shards_are_left_behind_once_their_group_is_done():
-    table = table_of([320] * 40)
-    shard = table.members.shard[ShardShuffle(table, 0)(np.arange(12800), 0)]
-    for first in range(0, 12800, 2048):
-        assert len(set(shard[first : first + 2048].tolist())) <= 32
-
-
-@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 4), (2, 2)])
-def test_every_step_has_the_same_pictures_whatever_the_ranks(world, accumulate):
-    shuffle = ShardShuffle(table_of([100, 30, 77, 1]), 5, block=8, window=64)
-
-    def steps(world, accumulate):
-        orders = [list(TrainOrder(208, 16, 5, lambda: 0, accumulate, r, world, shuffle=shuffle)) for r in range(world)]
-        for step in range(13):
-            yield sorted(key for o in orders for a in range(accumulate) for key in o[step * accumulate + a])
-
-    assert list(steps(world, accumulate)) == list(steps(1, 1))
-
-
-def test_the_order_goes_on_at_the_step_that_it_is_told():
-    shuffle = ShardShuffle(table_of([100, 30, 77, 1]), 5, block=8, window=64)
-    whole = [b for epoch in (0, 13) for b in TrainOrder(208, 16, 5, lambda e=epoch: e, shuffle=shuffle)]
-    assert list(TrainOrder(208, 16, 5, lambda: 17, shuffle=shuffle)) == whole[17:]
-
-
-# ---------------------------------------------------------------- writing
-
-
-def test_shrunk_pictures_have_the_short_side_and_small_ones_keep_their_bytes(tmp_path):
-    rng = np.random.default_rng(0)
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    wide = cv2.resize(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8), (400, 300))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter
-    Image.fromarray(wide).save(photos / "turned.jpg", exif=exif, quality=95)
-    Image.fromarray(wide).save(photos / "wide.png")
-    Image.fromarray(wide[:50]).save(photos / "small.png")
-    np.save(photos / "array.npy", np.zeros((200, 300), np.float32))
-    written = write_shards(list_pictures(photos), tmp_path / "out", size=100, processes=1)
-    assert (written.pictures, written.shrunk, written.classes) == (4, 2, 0)
-    table = list_pictures(tmp_path / "out")
-    samples = webdataset.WebDataset(str(tmp_path / "out" / "shard-000000.tar"), shardshuffle=False)
-    found = {json.loads(s["json"])["path"]: s for s in samples}
-    assert found["small.png"]["png"] == (photos / "small.png").read_bytes()
-    assert found["array.npy"]["npy"] == (photos / "array.npy").read_bytes()
-    turned, straight = (decode_whole(found[n]["jpg"]) for n in ("turned.jpg", "wide.png"))
-    assert (turned.shape, straight.shape) == ((133, 100, 3), (100, 133, 3))
-    exact = cv2.resize(wide, (133, 100), interpolation=cv2.INTER_AREA)
-    assert np.abs(straight.astype(int) - exact).mean() < 3
-    assert np.abs(turned.astype(int) - np.rot90(exact, -1)).mean() < 4
-    assert len(table) == 4
-
-
-def test_the_same_pictures_give_the_same_bytes_with_any_helpers(pictures, tmp_path):
-    source = list_pictures(pictures / "train", labelled=True)
-    for name, processes in (("a", 1), ("b", 2)):
-        write_shards(source, tmp_path / name, size=16, shard_bytes=50_000, processes=processes)
-    files = sorted(f.name for f in (tmp_path / "a").iterdir())
-    assert files == sorted(f.name for f in (tmp_path / "b").iterdir())
-    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
-    write_shards(source, tmp_path / "c", size=16, seed=1, processes=1)
-    assert (tmp_path / "a" / files[-1]).read_bytes() != (tmp_path / "c" / "shard-000000.tar").read_bytes()
-
-
-def test_labels_and_names_survive_the_way_through_shards(pictures, tmp_path):
-    source = list_pictures(pictures / "train", labelled=True)
-    write_shards(source, tmp_path / "once", processes=1)
-    once = list_pictures(tmp_path / "once", labelled=True)
-    assert once.classes == source.classes
-    write_shards(once, tmp_path / "twice", processes=1)  # shards of shards: shuffled once more, or smaller
-    twice = list_pictures(tmp_path / "twice", labelled=True)
-
-    def content(table, read):
-        return Counter((read(i), table.label(i)) for i in range(len(table)))
-
-    files = content(source, lambda i: read_bytes(source, i))
-    assert content(once, lambda i: read_member(once, i)) == content(twice, lambda i: read_member(twice, i)) == files
-
-
-def test_broken_pictures_are_left_out_and_listed(tmp_path):
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for i in range(4):
-        (photos / f"{i}.png").write_bytes(png(i))
-    (photos / "half.png").write_bytes(png(9)[:50])
-    (photos / "empty.jpg").write_bytes(b"")
-    written = write_shards(list_pictures(photos), tmp_path / "out", processes=1)
-    assert (written.pictures, written.broken) == (4, 2)
-    rows = (tmp_path / "out" / "broken.csv").read_text().splitlines()
-    assert rows[0] == "path,cause"
-    assert sorted(row.split(",")[0] for row in rows[1:]) == [f"{photos}/empty.jpg", f"{photos}/half.png"]
-    assert sorted(values(list_pictures(tmp_path / "out"))) == [0, 1, 2, 3]
-    for i in range(4):
-        (photos / f"{i}.png").unlink()
-    with pytest.raises(UserError, match="no picture can be read: .*empty.jpg"):
-        write_shards(list_pictures(photos), tmp_path / "none", processes=1)
-    assert not os.listdir(tmp_path / "none")
-
-
-def test_nothing_is_left_of_a_run_that_failed_and_other_files_are_not_touched(pictures, tmp_path):
-    source = list_pictures(pictures / "train")
-
-    def stop(done):
-        if done > 20:
-            assert not list((tmp_path / "out").glob("*.tar"))  # no half set that looks whole
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_shards(source, tmp_path / "out", shard_bytes=30_000, processes=1, progress=stop)
-    assert not os.listdir(tmp_path / "out")
-    (tmp_path / "out" / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="is not empty .it holds mine.txt.; name a new folder, or empty this one"):
-        write_shards(source, tmp_path / "out")
-    with pytest.raises(UserError, match="cannot write"):
-        write_shards(source, tmp_path / "out" / "mine.txt")
-    with pytest.raises(UserError, match="size is 0"):
-        write_shards(source, tmp_path / "new", size=0)
-
-
-def test_the_summary_says_what_and_where(pictures, tmp_path):
-    written = write_shards(list_pictures(pictures / "val", labelled=True), tmp_path / "out", size=16, processes=1)
-    text = "\n".join(written.lines())
-    assert f"16 pictures in 1 shards ({written.bytes / 1e6:.1f} MB) in {tmp_path / 'out'}, 16 of them shrunk" in text
-    assert "2 classes" in text
-    assert "broken" not in text
-    assert "1,234 broken" in "\n".join(replace(written, broken=1234).lines())

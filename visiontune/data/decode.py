@@ -125,7 +125,8 @@ class Picture:
         elif kind == "pillow":
             pixels = _pillow(self.source, self.reading)
         else:
-            pixels = _numbers(_npy(self.source), self.reading) if kind == "npy" else _numbers(*_tiff(self.source, self.reading))
+            stored, transparent = (_npy(self.source), False) if kind == "npy" else _tiff(self.source)
+            pixels = _numbers(stored, self.reading, transparent)
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         if pixels.shape[2] != self.reading.channels and kind not in ("npy", "tiff"):
             raise BrokenPicture(f"{self.reading.channels} channels (data.channels) come from TIFF and .npy files only")
@@ -234,8 +235,8 @@ def _npy(data: bytes) -> np.ndarray:
     return pixels.transpose(1, 2, 0) if npy_is_planar(shape) else pixels
 
 
-def _tiff(data: bytes, reading: Reading) -> tuple[np.ndarray, Reading, bool]:
-    """Pixels, how to read them, and whether the fourth channel is transparency.
+def _tiff(data: bytes) -> tuple[np.ndarray, bool]:
+    """Pixels, and whether the fourth channel is transparency.
 
     Any number of channels and bits: by tifffile where it is installed, by OpenCV up to four channels.
     """
@@ -253,7 +254,7 @@ def _tiff(data: bytes, reading: Reading) -> tuple[np.ndarray, Reading, bool]:
                 pixels = np.iinfo(pixels.dtype).max - pixels
             tag = page.tags.get(ORIENTATION)
             pixels = upright(pixels if pixels.ndim == 3 else pixels[..., None], int(tag.value) if tag else 1)
-            return pixels, reading, any(int(kind) in (1, 2) for kind in page.extrasamples)
+            return pixels, any(int(kind) in (1, 2) for kind in page.extrasamples)
         except Exception as error:  # of many kinds, in damaged files
             reasons.append(str(error)[:100])
     try:
@@ -266,7 +267,7 @@ def _tiff(data: bytes, reading: Reading) -> tuple[np.ndarray, Reading, bool]:
         raise BrokenPicture(f"a TIFF that is damaged or of an unknown kind{': ' + reasons[0] if reasons else ''}{hint}")
     if found.ndim == 3 and found.shape[2] >= 3:  # OpenCV turns RGB round, of four channels the first three
         found = found[..., [2, 1, 0, *range(3, found.shape[2])]]
-    return found, reading, True
+    return found, True
 
 
 def _numbers(pixels: np.ndarray, reading: Reading, transparent: bool = False) -> np.ndarray:

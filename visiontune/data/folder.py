@@ -48,12 +48,11 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool |
         labelled = not first and len(index.classes) > 1
     if not labelled:
         first = 0
-    else:
-        if len(index.classes) < 2:
-            found = f"one class folder ({index.classes[0]})" if index.classes else f"{len(index)} pictures and no class folders"
-            raise UserError(f"{key}: {folder} holds {found}; labelled pictures lie in one sub-folder a class (flowers/train/rose/1.jpg)")
+    elif len(index.classes) < 2:
+        found = f"one class folder ({index.classes[0]})" if index.classes else f"{len(index)} pictures and no class folders"
+        raise UserError(f"{key}: {folder} holds {found}; labelled pictures lie in one sub-folder a class (flowers/train/rose/1.jpg)")
     notes = index.notes(brief=True)
-    if labelled and first:
+    if first:
         notes.append(f"{key}: {first} pictures directly in {folder} are in no class folder, and left out")
     return PictureTable(
         folder,

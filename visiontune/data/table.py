@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class PictureTable:
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     members: Members | None = None
-    mapped: Any = None
+    mapped: tuple[Path, str] | None = None
     notes: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -119,7 +120,7 @@ class PictureTable:
         if self.mapped is not None and not _still_there(*self.mapped):
             state["mapped"] = None  # the folder was listed anew: the arrays travel themselves
         elif self.mapped is not None:
-            state |= {"names": None, "offsets": None, "labels": None, "labelled": self.labels is not None, "first": len(self)}
+            state |= {"names": None, "offsets": None, "labels": None, "labelled": self.labels is not None, "count": len(self)}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -128,13 +129,13 @@ class PictureTable:
 
             index = open_again(*state["mapped"])
             # Labelled tables leave out the first ones, which lie in no class folder.
-            first = len(index.offsets) - 1 - state.pop("first")
+            first = len(index) - state.pop("count")
             state |= {"names": index.names, "offsets": index.offsets[first:]}
             state["labels"] = index.labels[first:] if state.pop("labelled") else None
         self.__dict__.update(state)
 
 
-def _still_there(file: Any, fingerprint: str) -> bool:
+def _still_there(file: Path, fingerprint: str) -> bool:
     from visiontune.data.index import fingerprint_of
 
     return fingerprint_of(file) == fingerprint

@@ -1,8 +1,8 @@
 """A folder tree listed by several processes: no picture is opened, and nothing is asked of the file system but folders and links.
 
 Every real folder is listed once. A link to a folder is followed unless that folder is listed already, so loops end; which of several
-ways to a folder counts depends on names alone (its own place in the tree first, then the first link), never on which process was
-faster. Names are bytes throughout: file systems promise nothing more.
+ways to a folder counts depends on names alone: its own place in the tree first, then the first link. (A folder that is mounted twice
+inside of the tree is listed under one of its places, and told of.) Names are bytes throughout: file systems promise nothing more.
 """
 
 import heapq
