@@ -89,8 +89,8 @@ def export_weights(module: Module, run: Run, checkpoint: Path, reading: Reading)
     """
     module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     mean, std = image_statistics(module)
-    backbone = module.backbone
-    heads = backbone.pretrained_cfg.get("classifier") or ()
+    backbone = module.release()
+    heads: Any = backbone.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     save_timm_folder(backbone, run.backbone, module.spec, mean=mean, std=std, reading=reading.unusual(), without=[f"{h}." for h in heads])
     if isinstance(module, Classifier):

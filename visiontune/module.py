@@ -3,7 +3,8 @@
 B pictures, V views, C channels, D width.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import lightning as L
@@ -104,6 +105,8 @@ class Module(L.LightningModule):
         self.layer_decay, self.clip = layer_decay, clip
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
+        self._left_out: list[nn.Parameter] = []
+        self.scheduled_steps = 1
 
     # ---------------------------------------------------------------- pictures in
 
@@ -136,10 +139,59 @@ class Module(L.LightningModule):
 
     forward = represent
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """Backbones of timm that run at every step, for compiling block by block."""
+        return [self.backbone]
+
+    def release(self) -> nn.Module:
+        """The backbone to keep, as timm makes it: without what a method changed in it for its training."""
+        for parameter in self._left_out:
+            parameter.requires_grad_(True)
+        self._left_out = []
+        return self.backbone
+
+    def load_rest(self, path: str) -> list[str]:
+        """Load what else of this method a weights file holds (a decoder), and say what it was; by default nothing."""
+        return []
+
+    def load_rest_of(self, weights: str | None) -> None:
+        """What a method's constructor does at its end: `load_rest` where weights are a file, with a warning of what it says."""
+        if weights not in (None, "random", "timm"):
+            for note in self.load_rest(weights):
+                warnings.warn(note, stacklevel=3)
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Rows and columns of pixels that the backbone was made for."""
+        size = self.spec.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def leave_out(self, *parameters: nn.Parameter | None) -> None:
+        """Do not train these parameters of the backbone (None: it has no such), until it is released."""
+        for parameter in parameters:
+            if parameter is not None and parameter.requires_grad:
+                parameter.requires_grad_(False)
+                self._left_out.append(parameter)
+
+    def leave_out_unreached(self, forward: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Do not train what no output of `forward(images)` reaches (a head's pooling, say).
+
+        Optimisers would decay it, and DDP would wait for its gradient. Tried on two blank pictures, with the random state kept.
+        """
+        weight = next(self.backbone.parameters())
+        blank = torch.zeros(2, self.spec.channels, *self.picture_size, device=weight.device, dtype=weight.dtype)
+        training = self.backbone.training
+        self.backbone.eval()
+        with torch.enable_grad(), torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+            found = backbones.reached(forward(blank))
+        self.backbone.train(training)
+        self.leave_out(*(p for p in self.backbone.parameters() if id(p) not in found))
+
     # ---------------------------------------------------------------- optimiser
 
     def configure_optimizers(self) -> Any:
-        total = self.total_steps or int(self.trainer.estimated_stepping_batches)
+        total = self.scheduled_steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
         warmup = total // 10 if self.warmup_steps is None else self.warmup_steps
         groups = optim.parameter_groups(
             self, weight_decay=self.weight_decay, lr=self.lr, backbone=self.backbone, layer_decay=self.layer_decay

@@ -32,6 +32,23 @@ def cosine_with_warmup(total_steps: int, warmup_steps: int = 0, min_factor: floa
     return factor
 
 
+def ema_momentum(step: int, total_steps: int, start: float, end: float = 1.0) -> float:
+    """Share of the old weights in an average of weights at each step, linear from `start` to `end` over the run.
+
+    >>> [ema_momentum(s, 10, 0.9) for s in (0, 5, 10)]
+    [0.9, 0.95, 1.0]
+    """
+    return start + (end - start) * min(1.0, step / max(1, total_steps))
+
+
+@torch.no_grad()
+def ema_update(average: nn.Module, online: nn.Module, momentum: float) -> None:
+    """`average = momentum * average + (1 - momentum) * online` for all parameters in one call; buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1 - momentum)
+    for kept, new in zip(average.buffers(), online.buffers(), strict=True):
+        kept.copy_(new)
+
+
 def scale_lr(lr: float, batch_size: int, rule: str) -> float:
     """`lr`, meant for a batch of 256, at another batch size: `linear` (Goyal et al. 2017, arXiv 1706.02677), `sqrt`, or `none`."""
     factors = {"linear": batch_size / 256, "sqrt": math.sqrt(batch_size / 256), "none": 1.0}

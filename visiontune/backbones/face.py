@@ -3,11 +3,14 @@
 B pictures, N patches or positions, D width, h x w grid.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers import PatchEmbed
 from timm.models import group_parameters, is_model_in_modules
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -57,9 +60,24 @@ def features(model: nn.Module, images: Tensor) -> list[Tensor]:
     """
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"backbone.name: {type(model).__name__} gives no intermediate features in timm; take another backbone")
-    maps = model.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
-    by_size = {tuple(m.shape[-2:]): m for m in maps}  # a later map of the same size replaces an earlier one
-    return list(by_size.values())
+    return _deepest(model.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW"))
+
+
+def levels(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """As `features`, but the coarsest map is the one that the embedding is pooled from, behind the last layers and norms.
+
+    Families without intermediate features in timm give this one alone.
+    """
+    if not hasattr(model, "forward_intermediates"):
+        return [tokens(model, images)]
+    last, maps = model.forward_intermediates(images, output_fmt="NCHW")
+    if getattr(model, "output_fmt", "NCHW") == "NHWC" and last.ndim == 4:
+        last = last.permute(0, 3, 1, 2)
+    return _deepest([*maps, last])
+
+
+def _deepest(maps: list[Tensor]) -> list[Tensor]:
+    return list({tuple(m.shape[-2:]): m for m in maps}.values())  # a later map of the same size replaces an earlier one
 
 
 def describe(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> Face:
@@ -102,10 +120,51 @@ def describe(model: nn.Module, image_size: int | tuple[int, int], channels: int 
 
 
 def is_plain_vit(model: nn.Module | str) -> bool:
-    """Whether this (or what timm makes by this name) is a plain vision transformer: one resolution, a list of blocks."""
+    """Whether this (or what timm makes by this name) is a plain vision transformer: one sequence of patches that do not overlap."""
     if isinstance(model, str):
-        return is_model_in_modules(model.split(".", 1)[0], ("vision_transformer", "deit"))
-    return isinstance(model, VisionTransformer)
+        return is_model_in_modules(model.split(".", 1)[0], ("vision_transformer", "deit", "eva"))
+    return isinstance(model, VisionTransformer | Eva) and isinstance(model.patch_embed, PatchEmbed)
+
+
+def mean_of_patches(name: str) -> dict[str, Any]:
+    """Arguments with which a plain ViT's embedding is the mean of its normed patch tokens, also when plain timm loads the weights.
+
+    None for names of other families, and for DeiT's distilled ones, which have to read their two tokens.
+    """
+    if not is_plain_vit(name) or "distilled" in name:
+        return {}
+    norm = "use_fc_norm" if is_model_in_modules(name.split(".", 1)[0], ("eva",)) else "fc_norm"
+    return {"global_pool": "avg", norm: False}
+
+
+def has_attention(model: nn.Module) -> bool:
+    """Whether positions attend to each other anywhere in it."""
+    return any(hasattr(m, "qkv") or hasattr(m, "num_heads") or isinstance(m, nn.MultiheadAttention) for m in model.modules())
+
+
+def fitting_masked_methods(model: nn.Module) -> str:
+    """Which masked methods suit a backbone, for the end of an error sentence."""
+    if is_plain_vit(model):
+        return "method: mae, ijepa or simmim"
+    return "method: simmim" if has_attention(model) else "method: spark"
+
+
+def reached(outputs: Sequence[Tensor]) -> set[int]:
+    """`id` of every parameter that these outputs depend on, from autograd's graph; nothing is computed."""
+    found: set[int] = set()
+    todo: list[Any] = [x.grad_fn for x in outputs]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if node is None:
+            continue
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following not in seen:
+                seen.add(following)
+                todo.append(following)
+    return found
 
 
 def layer_order(model: nn.Module) -> dict[str, int]:

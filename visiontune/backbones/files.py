@@ -61,6 +61,16 @@ def read_weights(path: str | Path) -> list[tuple[str, dict[str, Tensor]]]:
     return found
 
 
+def tensors_with(path: str | Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a file beside one of this name, without the prefix that all of them have; empty if there is none."""
+    for _, tensors in read_weights(path):
+        for key in tensors:
+            if key == name or key.endswith("." + name):
+                prefix = key.removesuffix(name)
+                return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return {}
+
+
 def _inside(folder: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():

@@ -73,7 +73,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     module = cls(b.name, **own, **common)
     if is_path(b.weights) and not resumed:
         report = backbones.load_weights(module.backbone, b.weights, partial=b.partial)
-    notes = report.lines() if report else []
+    notes = report.lines() + module.load_rest(b.weights) if report else []
     notes.append(_set_statistics(module, recipe, tables, config, report, resumed=resumed))
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     notes.append(
@@ -81,7 +81,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         f"pictures of {picture_size(recipe)[0]}x{picture_size(recipe)[1]}"
     )
     if recipe.compile:
-        blocks = compile_blocks(module.backbone)
+        blocks = sum(compile_blocks(encoder) for encoder in module.encoders)
         notes.append(f"compiled {blocks} blocks of the backbone one by one")
     return module, notes
 

@@ -4,6 +4,8 @@
 B pictures, C channels, H x W pixels, N = h * w patches of p x q pixels.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,20 +39,51 @@ def normalize_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
     return (patches - mean) / (var + eps) ** 0.5
 
 
-def pixel_loss(predicted: Tensor, target: Tensor, *, normalize: bool = True) -> Tensor:
-    """Mean squared error over hidden patches.
+def pixel_loss(predicted: Tensor | None, target: Tensor, *, normalize: bool = True, power: Literal[1, 2] = 2) -> Tensor:
+    """Mean squared (or absolute) error over hidden patches.
 
     Args:
-        predicted: `(B, M, P)`, the hidden patches as painted by the decoder.
+        predicted: `(B, M, P)`, the hidden patches as painted by the decoder; None for the trivial painter, who gives every patch its
+            own mean (with `normalize`) or the mean of all pictures (zero, where pictures are normalised): what a network that learns
+            nothing reaches.
         target: `(B, M, P)`, the same patches of the picture.
         normalize: compare with each target patch normalised by its own mean and variance (the paper's better variant).
+        power: 2 as in MAE and SparK, 1 as in SimMIM.
 
     Returns:
-        A scalar in float32. Predicting zeros (each patch's mean) scores about 1 when `normalize` is set.
+        A scalar in float32. The trivial painter scores about 1 with `normalize` and `power` 2.
     """
     # fp32: the variance of a flat patch is near eps
-    with torch.autocast(device_type=predicted.device.type, enabled=False):
+    with torch.autocast(device_type=target.device.type, enabled=False):
         target = target.float() if target.dtype != torch.float64 else target
         if normalize:
             target = normalize_patches(target)
-        return F.mse_loss(predicted.to(target.dtype), target)
+        predicted = torch.zeros_like(target) if predicted is None else predicted.to(target.dtype)
+        return F.mse_loss(predicted, target) if power == 2 else F.l1_loss(predicted, target)
+
+
+def paint(
+    images: Tensor, predicted: Tensor, mask: Tensor, patch_size: tuple[int, int], *, normalized: bool, mean: Tensor, std: Tensor
+) -> dict[str, Tensor]:
+    """Pictures to look at: the original, what of it was seen, what was painted, and the painted pasted where it was hidden.
+
+    Args:
+        images: `(B, C, H, W)`, normalised.
+        predicted: `(B, N, P)`, all patches as painted.
+        mask: `(B, N)`, True where hidden.
+        patch_size: rows and columns of a patch, in pixels.
+        normalized: predictions are of patches normalised by their own mean and variance, which are taken from the true patch.
+        mean: `(1, C, 1, 1)`, likewise `std`: what brings pictures back to [0, 1].
+
+    Returns:
+        Four rows of `(B, C, H, W)` in [0, 1].
+    """
+    grid = (images.shape[2] // patch_size[0], images.shape[3] // patch_size[1])
+    true = patchify(images, patch_size).float()
+    painted = predicted.float()
+    if normalized:
+        painted = painted * (true.var(dim=-1, keepdim=True) + 1e-6) ** 0.5 + true.mean(dim=-1, keepdim=True)
+    at = mask.unsqueeze(-1)
+    rows = {"masked": torch.where(at, 0, true), "painted": painted, "pasted": torch.where(at, painted, true)}
+    shown = {"original": images.float()} | {name: unpatchify(x, patch_size, grid) for name, x in rows.items()}
+    return {name: (x * std + mean).clamp(0, 1) for name, x in shown.items()}

@@ -1,0 +1,129 @@
+"""SimMIM. Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling" (arXiv 2111.09886).
+
+Deviations from the authors' code: it takes any backbone of timm whose last feature map is a grid. Where patches are embedded
+separately (ViT, Swin, ...), hidden ones become a learned mask token, as in the paper; where the stem is of overlapping convolutions,
+which would carry hidden pixels over to visible positions, hidden pixels are set to the mean colour before it instead.
+
+B pictures, N = h * w squares that are hidden or not, M hidden ones, D width, s pixels of a position of the last map, P numbers in a square.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from visiontune.backbones import mean_of_patches, tokens
+from visiontune.backbones.install import install, restore
+from visiontune.backbones.visible import MaskedTokens, TokenMask, check_grid, patch_embedding
+from visiontune.errors import UserError
+from visiontune.losses import paint, patchify, pixel_loss
+from visiontune.masking import Masking, enlarge, grid_masking, take
+from visiontune.module import Module
+from visiontune.ranges import OpenFraction, PositiveInt
+
+# Section 4.1.2 and the authors' configurations: crop and flip; AdamW, learning rate 1e-4 for a batch of 256 (8e-4 for 2048).
+VIEWS = {"crop_scale": (0.67, 1.0), "flip": 0.5}
+OPTIM = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05, "betas": (0.9, 0.999)}
+
+
+class SimMIM(Module):
+    """Hide large squares, let the whole network look, paint the hidden pixels with one linear layer. For transformers of timm.
+
+    Args:
+        mask_ratio: share of squares that are hidden.
+        mask_size: pixels of a square's side; a multiple of the patches, whatever the network's strides are.
+        norm_pixels: compare with squares normalised by their own mean and variance; the paper compares pixels as they are.
+        common: see `visiontune.module.Module`.
+    """
+
+    OPTIM: ClassVar[dict[str, Any]] = OPTIM
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        mask_ratio: OpenFraction = 0.6,
+        mask_size: PositiveInt = 32,
+        norm_pixels: bool = False,
+        **common: Any,
+    ) -> None:
+        if isinstance(backbone, str):
+            common["backbone_args"] = mean_of_patches(backbone) | (common.get("backbone_args") or {})
+        super().__init__(backbone, **common)
+        self.mask_ratio, self.norm_pixels = mask_ratio, norm_pixels
+        H, W = self.picture_size
+        self.mask_patch = (mask_size, mask_size)
+        self.grid = check_grid("method.mask_size", (H, W), self.mask_patch)
+        if self.grid == (1, 1):
+            raise UserError(f"method.mask_size: got {mask_size}, the whole picture of {H}x{W}; take a quarter of its side or less")
+        if self.face.grid is None or self.face.token_width is None:
+            raise UserError(f"backbone.name: got {self.spec.name}, whose last features are no grid of positions, which simmim paints from")
+        h, w = self.face.grid
+        if H % h or W % w or H // h != W // w:
+            raise UserError(
+                f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, no whole number of pixels each; "
+                "take a multiple of 32"
+            )
+        self.stride = H // h
+
+        # ------------------------------------------------------------ hidden patches become a token, where patches are separate
+        self.token_mask = TokenMask()
+        self.mask_token: nn.Parameter | None = None
+        weight = next(self.backbone.parameters())
+        blank = torch.zeros(1, self.spec.channels, H, W, device=weight.device, dtype=weight.dtype)
+        self.patch_grid: tuple[int, int] | None = None
+        if found := patch_embedding(self.backbone, blank):
+            layer, layout, grid, D = found
+            if all(g % m == 0 for g, m in zip(grid, self.grid, strict=True)):
+                install(layer, MaskedTokens, token_mask=self.token_mask, layout=layout)
+                self.patch_grid = grid
+                self.mask_token = nn.Parameter(torch.zeros(D))
+                nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+        # ------------------------------------------------------------ one linear layer paints: the pixels of each position
+        self.head = nn.Sequential(
+            nn.Conv2d(self.face.token_width, self.stride**2 * self.spec.channels, kernel_size=1), nn.PixelShuffle(self.stride)
+        )
+        self.leave_out_unreached(lambda images: [self.paint_all(images, self.mask(images))])
+
+    def mask(self, images: Tensor, generator: torch.Generator | None = None) -> Masking:
+        return grid_masking(images.shape[0], self.grid, (1, 1), self.mask_ratio, device=images.device, generator=generator)
+
+    def paint_all(self, images: Tensor, masking: Masking) -> Tensor:
+        """`(B, C, H, W)` with some squares hidden -> all of it as painted, `(B, C, H, W)`."""
+        hidden = masking.mask.view(-1, *self.grid)  # (B, h, w)
+        seen = images * ~enlarge(hidden, self.picture_size).unsqueeze(1)
+        if self.patch_grid is not None:
+            self.token_mask.mask, self.token_mask.token = enlarge(hidden, self.patch_grid), self.mask_token
+        return self.head(tokens(self.backbone, seen))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images = self.views(batch)[0]
+        masking = self.mask(images)
+        painted = patchify(self.paint_all(images, masking), self.mask_patch)  # (B, N, P)
+        target = take(patchify(images, self.mask_patch), masking.hidden)  # (B, M, P)
+        loss = pixel_loss(take(painted, masking.hidden), target, normalize=self.norm_pixels, power=1)
+        self.record(loss=loss, baseline=pixel_loss(None, target, normalize=self.norm_pixels, power=1))
+        return loss
+
+    def on_after_backward(self) -> None:
+        self.token_mask.mask = None  # not before: activation checkpointing runs the forward once more
+
+    def represent(self, images: Tensor) -> Tensor:
+        self.token_mask.mask = None
+        return super().represent(images)
+
+    forward = represent
+
+    @torch.no_grad()
+    def pictures(self, images: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Original, masked, painted and pasted, each `(B, C, H, W)` in [0, 1], for reports."""
+        images = self.normalize(images)
+        masking = self.mask(images, generator)
+        painted = patchify(self.paint_all(images, masking), self.mask_patch)
+        self.token_mask.mask = None
+        return paint(images, painted, masking.mask, self.mask_patch, normalized=self.norm_pixels, mean=self.mean, std=self.std)
+
+    def release(self) -> nn.Module:
+        restore(self.backbone)
+        return super().release()

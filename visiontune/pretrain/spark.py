@@ -1,0 +1,168 @@
+"""SparK. Tian et al. 2023, "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling" (arXiv 2301.03580).
+
+Deviations from the authors' code: any convnet of timm whose hidden positions can be kept out (it is tried when the module is made);
+global pooling counts visible positions alone; the coarsest map is the one that the embedding is pooled from, behind a last
+convolution where there is one.
+
+B pictures, N = h * w squares of s pixels that are hidden or not, M hidden ones, P numbers in a square.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from visiontune.backbones import fitting_masked_methods, levels
+from visiontune.backbones.install import install, restore
+from visiontune.backbones.sparse import Active, MaskedBatchNorm, install_masks, watch
+from visiontune.errors import UserError
+from visiontune.heads.unet import UNetDecoder
+from visiontune.losses import paint, patchify, pixel_loss
+from visiontune.masking import Masking, enlarge, random_masking, take
+from visiontune.module import Module
+from visiontune.ranges import OpenFraction, PositiveInt
+
+# Appendix B and the authors' configuration: crop and flip; LAMB, learning rate 2e-4 for a batch of 256. AdamW here, at the same rate.
+VIEWS = {"crop_scale": (0.67, 1.0), "flip": 0.5}
+OPTIM = {"name": "adamw", "lr": 2e-4, "weight_decay": 0.04, "betas": (0.9, 0.95)}
+LEVELS = 4  # of the encoder that the decoder sees, from the coarsest on
+
+
+class SparK(Module):
+    """Hide squares from a convnet as if it were sparse, paint them with a U-shaped decoder. For convnets of timm.
+
+    Args:
+        mask_ratio: share of squares that are hidden; a square is one position of the coarsest map.
+        decoder_dim: width of the decoder at the coarsest resolution; it halves with each doubling.
+        norm_pixels: compare with squares normalised by their own mean and variance.
+        common: see `visiontune.module.Module`.
+    """
+
+    OPTIM: ClassVar[dict[str, Any]] = OPTIM
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        mask_ratio: OpenFraction = 0.6,
+        decoder_dim: PositiveInt = 512,
+        norm_pixels: bool = True,
+        **common: Any,
+    ) -> None:
+        super().__init__(backbone, **common)
+        self.mask_ratio, self.norm_pixels = mask_ratio, norm_pixels
+        self.active = Active()
+
+        # ------------------------------------------------------------ encoder: timm's, each layer keeping hidden positions out
+        try:
+            maps = self._make_sparse()
+        except UserError as error:
+            restore(self.backbone)
+            raise UserError(
+                f"backbone.name: got {self.spec.name}; spark needs a convnet whose hidden positions stay out, and {error}; "
+                f"use {self._instead()}"
+            ) from error
+        H, W = self.picture_size
+        h, w = self.grid = tuple(maps[-1].shape[-2:])  # type: ignore[assignment]
+        if H % h or W % w or H // h != W // w or h * w < 4:
+            restore(self.backbone)
+            raise UserError(
+                f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, which must be at least 2x2 squares of "
+                "whole pixels, for they are what is hidden; take a larger picture, a multiple of 32, or smaller strides in backbone.args"
+            )
+        self.stride = H // h
+        self.leave_out_unreached(lambda images: levels(self.backbone, images))
+
+        # ------------------------------------------------------------ decoder
+        self.decoder = UNetDecoder(decoder_dim, self.stride, self.spec.channels)
+        widths = {h * 2**i: width for i, width in enumerate(self.decoder.widths)}  # by rows of the map
+        self.at = {m.shape[-2]: i for i, m in enumerate(maps) if m.shape[-2] in widths}
+        self.at = dict(sorted(self.at.items())[:LEVELS])  # rows of the map -> its place among the encoder's, coarse to fine
+        self.norms, self.projections, self.mask_tokens = nn.ModuleList(), nn.ModuleList(), nn.ParameterList()
+        for rows, i in self.at.items():
+            D, kernel = maps[i].shape[1], 1 if rows == h else 3
+            norm = nn.BatchNorm2d(D)
+            install(norm, MaskedBatchNorm, active=self.active)
+            self.norms.append(norm)
+            self.mask_tokens.append(nn.init.trunc_normal_(torch.zeros(1, D, 1, 1), std=0.02))
+            self.projections.append(nn.Conv2d(D, widths[rows], kernel, padding=kernel // 2))
+
+    def _make_sparse(self) -> list[Tensor]:
+        """Change the backbone's layers and try whether hidden positions stay empty; its maps, fine to coarse."""
+        install_masks(self.backbone, self.active)
+        weight = next(self.backbone.parameters())
+        training = self.backbone.training
+        self.backbone.eval()
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, self.spec.channels, *self.picture_size, generator=generator).to(weight)
+        h, w = levels(self.backbone, images)[-1].shape[-2:]
+        half = (torch.arange(h * w, device=weight.device).view(1, h, w) % 2 == 0).expand(2, h, w)
+        self.active.show(half, float(half.float().mean()))
+        with torch.no_grad(), watch(self.active) as watched:
+            maps = levels(self.backbone, images * self.active.map(self.picture_size).to(images.dtype))
+        filled = [m for m in maps if bool((m * (1 - self.active.map(tuple(m.shape[-2:])).to(m.dtype))).any())]
+        self.active.clear()
+        self.backbone.train(training)
+        if watched.found:
+            raise UserError(f"this one {watched.found} where no layer can be changed")
+        if filled:
+            raise UserError(f"this one fills hidden positions of its map of {filled[0].shape[-2]}x{filled[0].shape[-1]}")
+        return maps
+
+    def _instead(self) -> str:
+        fits = fitting_masked_methods(self.backbone)
+        return "method: simmim" if "spark" in fits else fits
+
+    def mask(self, images: Tensor, generator: torch.Generator | None = None) -> Masking:
+        return random_masking(images.shape[0], math.prod(self.grid), self.mask_ratio, device=images.device, generator=generator)
+
+    def encode(self, images: Tensor, masking: Masking) -> list[Tensor]:
+        """`(B, C, H, W)` -> feature maps of all levels, fine to coarse, zero where hidden."""
+        visible = ~masking.mask.view(-1, *self.grid)
+        self.active.show(visible, masking.visible.shape[1] / math.prod(self.grid))
+        return levels(self.backbone, images * enlarge(visible, self.picture_size).unsqueeze(1))
+
+    def decode(self, maps: list[Tensor]) -> Tensor:
+        """Feature maps of all levels -> the picture as painted, `(B, C, H, W)`."""
+        dense: list[Tensor | None] = [None] * len(self.decoder.widths)
+        for (rows, i), norm, token, project in zip(self.at.items(), self.norms, self.mask_tokens, self.projections, strict=True):
+            x = norm(maps[i])
+            seen = self.active.map(tuple(x.shape[-2:])).to(x.dtype)  # type: ignore[arg-type]
+            dense[self.decoder_level(rows)] = project(x + token.to(x.dtype) * (1 - seen))  # hidden positions get the mask token
+        return self.decoder(dense)
+
+    def decoder_level(self, rows: int) -> int:
+        return (rows // self.grid[0]).bit_length() - 1
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images = self.views(batch)[0]
+        masking = self.mask(images)
+        painted = patchify(self.decode(self.encode(images, masking)), (self.stride, self.stride))  # (B, N, P)
+        target = take(patchify(images, (self.stride, self.stride)), masking.hidden)  # (B, M, P)
+        loss = pixel_loss(take(painted, masking.hidden), target, normalize=self.norm_pixels)
+        self.record(loss=loss, baseline=pixel_loss(None, target, normalize=self.norm_pixels))
+        return loss
+
+    def on_after_backward(self) -> None:
+        self.active.clear()  # not before: activation checkpointing runs the forward once more
+
+    def represent(self, images: Tensor) -> Tensor:
+        self.active.clear()
+        return super().represent(images)
+
+    forward = represent
+
+    @torch.no_grad()
+    def pictures(self, images: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Original, masked, painted and pasted, each `(B, C, H, W)` in [0, 1], for reports."""
+        images, patch = self.normalize(images), (self.stride, self.stride)
+        masking = self.mask(images, generator)
+        painted = patchify(self.decode(self.encode(images, masking)), patch)
+        self.active.clear()
+        return paint(images, painted, masking.mask, patch, normalized=self.norm_pixels, mean=self.mean, std=self.std)
+
+    def release(self) -> nn.Module:
+        self.active.clear()
+        restore(self.backbone)
+        return super().release()
