@@ -10,19 +10,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visiontune.finetune.classify import Classifier
     from visiontune.predict import load
+    from visiontune.pretrain.ijepa import IJEPA
     from visiontune.pretrain.mae import MAE
     from visiontune.pretrain.simclr import SimCLR
+    from visiontune.pretrain.simmim import SimMIM
+    from visiontune.pretrain.spark import SparK
 
 try:
     __version__ = version("visiontune")
 except PackageNotFoundError:  # a bare checkout
     __version__ = "0+unknown"
 
-__all__ = ["MAE", "Classifier", "SimCLR", "load"]
+__all__ = ["IJEPA", "MAE", "Classifier", "SimCLR", "SimMIM", "SparK", "load"]
 
 _HOMES = {
+    "IJEPA": "visiontune.pretrain.ijepa",
     "MAE": "visiontune.pretrain.mae",
     "SimCLR": "visiontune.pretrain.simclr",
+    "SimMIM": "visiontune.pretrain.simmim",
+    "SparK": "visiontune.pretrain.spark",
     "Classifier": "visiontune.finetune.classify",
     "load": "visiontune.predict",
 }

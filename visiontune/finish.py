@@ -119,7 +119,7 @@ def result_of(
         result |= {"best_step": checkpoints.best_step, "val_pictures": len(tables.val or ())}
     if probe is not None:
         result |= probe.latest | {f"{k}_start": v for k, v in probe.start.items()}
-    for metric, name in (("train/loss", "loss"), ("val/loss", "val_loss"), ("val/top5", "top5_last")):
+    for metric, name in (("train/loss", "loss"), ("train/baseline", "loss_baseline"), ("val/loss", "val_loss"), ("val/top5", "top5_last")):
         if metric in checkpoints.latest:
             result[name] = checkpoints.latest[metric]
     result |= {

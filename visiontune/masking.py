@@ -170,14 +170,16 @@ def multi_block_masking(
     if K < 1:
         raise ValueError(f"Expected `targets` and `target_scale` to leave a context but got {T} targets of {A} of {N} patches.")
 
-    # Rectangles of at least A patches: the height from the aspect ratio, the width to fit; then the first A of each, rows first.
+    # Rectangles of at least A patches: the height from the aspect ratio, the width to fit; then A of each in reading order, or against it.
     aspect = _log_uniform((B, T), target_aspect, device, generator)
     tall = (A * aspect).sqrt().round().clamp(-(-A // w), min(h, A))  # rows, so that no row is wider than the picture
     wide = (A / tall).ceil()
     top, left = _place((B, T), h - tall, generator), _place((B, T), w - wide, generator)
     y, x = _coordinates(grid, device)  # (N,) each
     inside = _inside(y, x, top, left, tall, wide)  # (B, T, N)
-    picks = inside.to(torch.uint8).argsort(dim=2, descending=True, stable=True)[..., :A]  # in reading order
+    at, backwards = torch.arange(N, device=device), torch.rand(B, T, 1, device=device, generator=generator) < 0.5
+    place = torch.where(backwards, N - 1 - at, at)  # rows are cut from above or below: no corner is left out for good
+    picks = (place + N * ~inside).argsort(dim=2)[..., :A]
 
     wanted = torch.zeros(B, N, dtype=torch.bool, device=device).scatter_(1, picks.flatten(1), True)
     context = _rectangles((B, 1), grid, context_scale, (1.0, 1.0), device, generator)[:, 0]  # (B, N)

@@ -104,7 +104,7 @@ class MaskedBatchNorm(Change):
             wide = x if x.dtype == torch.float64 else x.float()
             visible = visible.to(wide.dtype)
             count = visible.sum()
-            total = (wide * visible).sum((0, 2, 3))  # (C,)
+            total = wide.sum((0, 2, 3))  # (C,); hidden positions come as zeros, from the layer before
             if active.everywhere:
                 count, total = _over_processes(count, total)
             mean = total / count
@@ -122,9 +122,9 @@ class MaskedBatchNorm(Change):
             scale = (var + layer.eps).rsqrt()
             if layer.weight is not None:
                 scale = scale * layer.weight
-            out = centred * scale.view(1, -1, 1, 1)  # zero where hidden already
+            out = centred * scale.view(1, -1, 1, 1)
             if layer.bias is not None:
-                out = out + layer.bias.view(1, -1, 1, 1) * visible
+                out = out + layer.bias.view(1, -1, 1, 1)
         return _then_activate(layer, out.to(x.dtype), active)
 
 
@@ -144,13 +144,13 @@ class MaskedGroupNorm(Change):
             wide = x if x.dtype == torch.float64 else x.float()
             visible = active.map((h, w)).to(wide.dtype).unsqueeze(2)  # (B, 1, 1, h, w)
             count = visible.sum((3, 4), keepdim=True) * (C // G)
-            groups = wide.view(B, G, C // G, h, w) * visible
+            groups = wide.reshape(B, G, C // G, h, w)  # hidden positions come as zeros, from the layer before
             mean = groups.sum((2, 3, 4), keepdim=True) / count
             centred = (groups - mean) * visible
             var = centred.square().sum((2, 3, 4), keepdim=True) / count
             out = (centred * (var + layer.eps).rsqrt()).view(B, C, h, w)
             if layer.weight is not None:
-                out = out * layer.weight.view(1, C, 1, 1) + layer.bias.view(1, C, 1, 1) * visible.squeeze(2)
+                out = out * layer.weight.view(1, C, 1, 1) + layer.bias.view(1, C, 1, 1)
         return _then_activate(layer, out.to(x.dtype), active)
 
 

@@ -55,6 +55,13 @@ class SparK(Module):
         self.active = Active()
 
         # ------------------------------------------------------------ encoder: timm's, each layer keeping hidden positions out
+        H, W = self.picture_size
+        h, w = self.grid = self._coarsest()
+        if H % h or W % w or H // h != W // w or h * w < 4:
+            raise UserError(
+                f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, which must be at least 2x2 squares of "
+                "whole pixels, for they are what is hidden; take a larger picture, a multiple of 32, or smaller strides in backbone.args"
+            )
         try:
             maps = self._make_sparse()
         except UserError as error:
@@ -63,14 +70,6 @@ class SparK(Module):
                 f"backbone.name: got {self.spec.name}; spark needs a convnet whose hidden positions stay out, and {error}; "
                 f"use {self._instead()}"
             ) from error
-        H, W = self.picture_size
-        h, w = self.grid = tuple(maps[-1].shape[-2:])  # type: ignore[assignment]
-        if H % h or W % w or H // h != W // w or h * w < 4:
-            restore(self.backbone)
-            raise UserError(
-                f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, which must be at least 2x2 squares of "
-                "whole pixels, for they are what is hidden; take a larger picture, a multiple of 32, or smaller strides in backbone.args"
-            )
         self.stride = H // h
         self.leave_out_unreached(lambda images: levels(self.backbone, images))
 
@@ -88,18 +87,24 @@ class SparK(Module):
             self.mask_tokens.append(nn.init.trunc_normal_(torch.zeros(1, D, 1, 1), std=0.02))
             self.projections.append(nn.Conv2d(D, widths[rows], kernel, padding=kernel // 2))
 
+    def _coarsest(self) -> tuple[int, int]:
+        """Rows and columns of the last map; of the patches of a plain ViT, where there is no map."""
+        grid = self.face.grid
+        if grid is None:
+            raise UserError(f"backbone.name: got {self.spec.name}, which makes no map that spark could paint from; use {self._instead()}")
+        return grid
+
+    @torch.no_grad()
     def _make_sparse(self) -> list[Tensor]:
         """Change the backbone's layers and try whether hidden positions stay empty; its maps, fine to coarse."""
         install_masks(self.backbone, self.active)
-        weight = next(self.backbone.parameters())
-        training = self.backbone.training
+        weight, training = next(self.backbone.parameters()), self.backbone.training
         self.backbone.eval()
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(2, self.spec.channels, *self.picture_size, generator=generator).to(weight)
-        h, w = levels(self.backbone, images)[-1].shape[-2:]
-        half = (torch.arange(h * w, device=weight.device).view(1, h, w) % 2 == 0).expand(2, h, w)
+        half = (torch.arange(math.prod(self.grid), device=weight.device).view(1, *self.grid) % 2 == 0).expand(2, -1, -1)
         self.active.show(half, float(half.float().mean()))
-        with torch.no_grad(), watch(self.active) as watched:
+        with watch(self.active) as watched:
             maps = levels(self.backbone, images * self.active.map(self.picture_size).to(images.dtype))
         filled = [m for m in maps if bool((m * (1 - self.active.map(tuple(m.shape[-2:])).to(m.dtype))).any())]
         self.active.clear()

@@ -11,6 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
+# Metrics that are read together; the others have a panel of their own.
+PANELS = {
+    "knn_top1": "probe",
+    "probe_top1": "probe",
+    "val/top1": "accuracy",
+    "val/top5": "accuracy",
+    "train/loss": "loss",
+    "train/baseline": "loss",
+}
 INK, ACCENTS = "#333333", ("#1b6ca8", "#d1603d", "#3d8b5f", "#8a5ba6")
 
 
@@ -35,9 +44,7 @@ def curves(rows: list[dict[str, str]], path: Path, *, steps_per_epoch: int) -> l
     names = [n for n in (rows[0] if rows else {}) if n not in ("step", "seconds", "epoch") and not n.startswith("lr")]
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(
-            {"knn_top1": "probe", "probe_top1": "probe", "val/top1": "accuracy", "val/top5": "accuracy"}.get(name, name), []
-        ).append(name)
+        groups.setdefault(PANELS.get(name, name), []).append(name)
     panels = [g for g in groups.items() if any(r.get(n) for r in rows for n in g[1])]
     if not panels:
         return []

@@ -21,8 +21,10 @@ NAMES = {
     "top1": "top-1 accuracy (best epoch)", "top1_last": "top-1 accuracy (last epoch)", "top5_last": "top-5 accuracy (last epoch)",
     "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
     "knn_top1_start": "k-NN top-1 before training", "probe_top1_start": "linear probe top-1 before training", "loss": "last training loss",
-    "val_loss": "validation loss",
+    "loss_baseline": "the loss of one that predicts the mean", "val_loss": "validation loss",
 }  # fmt: skip
+
+BASELINE = " train/baseline is the loss of one that predicts the mean: a loss that stays there has learned nothing yet."
 
 
 def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_per_epoch: int) -> None:
@@ -32,7 +34,7 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     drawn = figures.curves(rows, run.pictures / "curves.png", steps_per_epoch=steps_per_epoch)
     shown: list[dict[str, str]] = []
     if drawn:
-        shown.append(_picture(run.pictures / "curves.png", "Curves", "From metrics.csv."))
+        shown.append(_picture(run.pictures / "curves.png", "Curves", "From metrics.csv." + (BASELINE if "train/baseline" in drawn else "")))
     painted = sorted(run.pictures.glob("epoch_*.png"))
     for path in painted[:: max(1, len(painted) - 1)] if len(painted) > 1 else painted:
         epoch = int(path.stem.partition("_")[2])
@@ -91,7 +93,7 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
         shown.append(_picture(run.pictures / "stages.png", "Side by side", caption))
     for name in results:
         last = sorted((run.folder / name / "pictures").glob("epoch_*.png"))[-1:]
-        shown += [_picture(path, f"{name}: pictures at the end", "Training pictures: original, masked, painted.") for path in last]
+        shown += [_picture(path, f"{name}: pictures at the end", "The same eight training pictures at every report.") for path in last]
     text = jinja2.Environment(autoescape=True).from_string(PAGE)
     columns = ["stage", "what", "result", "time", "pictures seen", "pictures/s"]
     page = text.render(

@@ -1,0 +1,173 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import CONV
+from visiontune import SparK
+from visiontune.backbones import create, levels
+from visiontune.errors import UserError
+from visiontune.heads.unet import UNetDecoder
+
+SMALL = {"image_size": 64, "decoder_dim": 32}
+
+
+def spark(name="resnet10t", **more) -> SparK:
+    torch.manual_seed(0)
+    return SparK(name, **(SMALL | more)).eval()
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050"])
+def test_the_loss_falls_and_reaches_every_trained_parameter(name):
+    module = spark(name, image_size=96).train()
+    images = torch.randn(4, 3, 96, 96)
+    masking = module.mask(images)
+    module.mask = lambda *_: masking
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=2e-3)
+    losses = []
+    for _ in range(6):
+        loss = module.training_step(images, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_what_is_behind_the_embedding_alone_is_not_trained_and_comes_back():
+    """MobileNetV3 has a convolution behind its pooling, which no map sees."""
+    module = spark("mobilenetv3_small_050")
+    frozen = [n for n, p in module.backbone.named_parameters() if not p.requires_grad]
+    assert frozen and all(n.startswith("conv_head") for n in frozen)
+    assert all(p.requires_grad for p in module.release().parameters())
+
+
+def test_hidden_pixels_reach_nothing():
+    module, images = spark(image_size=128), torch.randn(2, 3, 128, 128)
+    masking = module.mask(images)
+    hidden = masking.mask.view(2, 1, 4, 4).repeat_interleave(32, 2).repeat_interleave(32, 3)
+    other = torch.where(hidden, torch.randn_like(images), images)
+    assert torch.equal(module.decode(module.encode(images, masking)), module.decode(module.encode(other, masking)))
+
+
+def test_the_share_of_visible_squares_is_what_was_asked_and_each_level_knows_it():
+    module = spark(image_size=160, mask_ratio=0.6)
+    images = torch.randn(3, 3, 160, 160)
+    masking = module.mask(images)
+    assert module.grid == (5, 5) and masking.visible.shape[1] == 10
+    maps = module.encode(images, masking)
+    assert module.active.share == pytest.approx(0.4)
+    assert len(maps) == 5
+    for m in maps:
+        assert module.active.map(tuple(m.shape[2:])).mean().item() == pytest.approx(0.4)
+
+
+def test_mask_tokens_fill_hidden_positions_before_the_decoder():
+    module = spark()
+    images = torch.randn(2, 3, 64, 64)
+    masking = module.mask(images)
+    maps = module.encode(images, masking)
+    seen = []
+    module.projections[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    module.decode(maps)
+    hidden = masking.mask.view(2, 2, 2)
+    assert torch.allclose(seen[0].permute(0, 2, 3, 1)[hidden], module.mask_tokens[0].flatten().expand(int(hidden.sum()), -1))
+
+
+def test_the_loss_does_not_depend_on_what_is_painted_over_visible_squares():
+    module, images = spark(), torch.randn(2, 3, 64, 64)
+    masking = module.mask(images)
+    module.mask = lambda *_: masking
+    painted = module.decode(module.encode(images, masking))
+    hidden = masking.mask.view(2, 1, 2, 2).repeat_interleave(32, 2).repeat_interleave(32, 3)
+    losses = []
+    for other in (painted, torch.where(hidden, painted, torch.randn_like(painted))):
+        module.decode = lambda _, other=other: other
+        losses.append(module.training_step(images, 0).item())
+    assert losses[0] == losses[1]
+
+
+def test_an_own_network_is_given_back_as_it_was_and_embeds_clean_pictures():
+    own = create("resnet10t", image_size=64)
+    kinds, names = [type(m) for m in own.modules()], list(own.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    before = own.eval()(images)
+    module = SparK(own, **SMALL)
+    assert list(own.state_dict()) == names
+    module.training_step(images, 0)  # in evaluation mode: statistics stay
+    assert torch.allclose(module.eval().represent(images), before, atol=1e-5)  # channels last: the order of sums
+    assert module.release() is own
+    assert [type(m) for m in own.modules()] == kinds
+    assert torch.allclose(own(images), before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("vit_tiny_patch16_224", "attends over all positions.*use method: mae, ijepa or simmim"),
+        ("mobilevit_xxs", "attends over all positions.*use method: simmim"),
+        ("focalnet_tiny_srf", r"pools all positions \(mean\).*use method: simmim"),
+    ],
+)
+def test_backbones_that_mix_hidden_positions_in_are_told_what_fits_and_left_alone(name, why):
+    own = create(name, image_size=64)
+    kinds = [type(m) for m in own.modules()]
+    with pytest.raises(UserError, match=f"got {name}; spark needs a convnet.*{why}"):
+        SparK(own, **SMALL)
+    assert [type(m) for m in own.modules()] == kinds
+
+
+def test_pictures_too_small_to_hide_a_part_of_are_told():
+    with pytest.raises(UserError, match="image_size: got 32x32; resnet10t makes 1x1 positions of it"):
+        SparK("resnet10t", image_size=32)
+
+
+def test_pictures_need_not_be_square_and_may_have_other_channels():
+    module = SparK("resnet10t", image_size=(64, 96), channels=5, decoder_dim=32)
+    loss = module.training_step(torch.randn(2, 5, 64, 96), 0)
+    loss.backward()
+    assert module.grid == (2, 3) and loss.isfinite()
+
+
+@pytest.mark.parametrize("stride", [8, 14, 7])
+def test_the_decoder_ends_with_whole_pixels_for_any_stride(stride):
+    decoder = UNetDecoder(32, stride, 3)
+    maps = [torch.randn(2, 32, 2, 3)] + [None] * (len(decoder.widths) - 1)
+    assert decoder(maps).shape == (2, 3, 2 * stride, 3 * stride)
+
+
+@pytest.mark.slow
+def test_blocks_compile_once_and_give_the_same_losses():
+    """Other masks are other numbers in the same program."""
+    from torch._dynamo.utils import counters
+
+    from visiontune.build.modules import compile_blocks
+
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        module = SparK(CONV["name"], image_size=64, backbone_args=CONV["args"], decoder_dim=32)
+        if compiled:
+            compile_blocks(module.backbone)
+        torch.manual_seed(1)
+        found, graphs = [], []
+        for _ in range(4):
+            loss = module.training_step(torch.randn(2, 3, 64, 64), 0)
+            loss.backward()
+            found.append(loss.item())
+            graphs.append(counters["stats"]["unique_graphs"])
+        losses.append(found)
+    assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=1e-4)
+    assert graphs[-1] == graphs[1] > 0
+
+
+def test_no_position_is_visible_that_the_levels_do_not_share():
+    """The networks' own layers see the mask at each resolution as whole squares of the coarsest one."""
+    module = spark(image_size=128)
+    images = torch.randn(1, 3, 128, 128)
+    module.encode(images, module.mask(images))
+    coarse = module.active.map((4, 4))
+    for size in module.active.sizes:
+        cell = size[0] // 4
+        assert torch.equal(module.active.map(size), coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3))
+    assert isinstance(module.backbone, nn.Module) and len(levels(module.backbone, images)) == 5
