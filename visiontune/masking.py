@@ -190,7 +190,7 @@ def multi_block_masking(
 
 def enlarge(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """`(B, h, w)` -> `(B, *size)`: every cell as a block of its own size, for sizes that are whole multiples."""
-    B, h, w = mask.shape
+    _, h, w = mask.shape
     return mask.repeat_interleave(size[0] // h, dim=1).repeat_interleave(size[1] // w, dim=2)
 
 

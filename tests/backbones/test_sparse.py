@@ -57,7 +57,8 @@ def test_hidden_positions_are_zero_after_every_layer(name):
     for m in maps:
         hidden = ~seen.repeat_interleave(m.shape[2] // 2, 2).repeat_interleave(m.shape[3] // 2, 3)
         assert not (m * hidden).any()
-        assert m.isfinite().all() and (m * ~hidden).any()
+        assert m.isfinite().all()
+        assert (m * ~hidden).any()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -210,7 +211,8 @@ def test_changed_layers_can_be_copied_and_pickled(again):
     show(active)
     copied = again(model)
     assert [type(m) for m in copied] == [type(m) for m in model]
-    assert copied[0].active is copied[1].active and copied[0].active is not active
+    assert copied[0].active is copied[1].active
+    assert copied[0].active is not active
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(copied(x), model(x))
 

@@ -31,7 +31,8 @@ def test_targets_are_the_averages_layer_normed_features_in_their_places():
     masks = module.mask(images)
     whole = F.layer_norm(module.target.forward_features(images)[:, 1:], (32,))
     targets = module.make_targets(images, masks)
-    assert targets.shape == (2, 4, 11, 32) and not targets.requires_grad
+    assert targets.shape == (2, 4, 11, 32)
+    assert not targets.requires_grad
     for b in range(2):
         for t in range(4):
             assert torch.equal(targets[b, t], whole[b, masks.targets[b, t]])
@@ -94,7 +95,8 @@ def test_the_embedding_is_the_targets_and_that_is_what_is_released(tmp_path):
     kept = module.release()
     assert torch.equal(kept(images), embedding)
     assert not torch.allclose(module.backbone(images), embedding)
-    assert type(kept.patch_drop) is torch.nn.Identity and all(p.requires_grad for p in kept.parameters())
+    assert type(kept.patch_drop) is torch.nn.Identity
+    assert all(p.requires_grad for p in kept.parameters())
 
 
 def test_the_target_has_no_dropout_while_the_encoder_trains():
@@ -102,7 +104,8 @@ def test_the_target_has_no_dropout_while_the_encoder_trains():
     module = IJEPA(own, image_size=32, **PREDICTOR).train()
     images = torch.randn(2, 3, 32, 32)
     masks = module.mask(images)
-    assert module.backbone.training and not module.target.training
+    assert module.backbone.training
+    assert not module.target.training
     assert torch.equal(module.make_targets(images, masks), module.make_targets(images, masks))
 
 

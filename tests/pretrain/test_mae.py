@@ -4,9 +4,9 @@ import transformers
 
 from visiontune import MAE
 from visiontune.backbones import create, embed
+from visiontune.backbones.positions import sincos_positions
 from visiontune.errors import UserError
 from visiontune.masking import Masking, random_masking, take
-from visiontune.backbones.positions import sincos_positions
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -169,7 +169,8 @@ def test_an_own_network_is_given_back_as_it_was():
     before = {n: p.requires_grad for n, p in own.named_parameters()}, own.patch_drop
     module = MAE(own, image_size=32, **DECODER)
     left_out = [n for n, p in own.named_parameters() if not p.requires_grad]
-    assert "pos_embed" in left_out and any(n.startswith("attn_pool") for n in left_out)
+    assert "pos_embed" in left_out
+    assert any(n.startswith("attn_pool") for n in left_out)
     assert module.release() is own
     assert ({n: p.requires_grad for n, p in own.named_parameters()}, own.patch_drop) == before
 

@@ -38,7 +38,8 @@ def test_what_is_behind_the_embedding_alone_is_not_trained_and_comes_back():
     """MobileNetV3 has a convolution behind its pooling, which no map sees."""
     module = spark("mobilenetv3_small_050")
     frozen = [n for n, p in module.backbone.named_parameters() if not p.requires_grad]
-    assert frozen and all(n.startswith("conv_head") for n in frozen)
+    assert frozen
+    assert all(n.startswith("conv_head") for n in frozen)
     assert all(p.requires_grad for p in module.release().parameters())
 
 
@@ -54,7 +55,8 @@ def test_the_share_of_visible_squares_is_what_was_asked_and_each_level_knows_it(
     module = spark(image_size=160, mask_ratio=0.6)
     images = torch.randn(3, 3, 160, 160)
     masking = module.mask(images)
-    assert module.grid == (5, 5) and masking.visible.shape[1] == 10
+    assert module.grid == (5, 5)
+    assert masking.visible.shape[1] == 10
     maps = module.encode(images, masking)
     assert module.active.share == pytest.approx(0.4)
     assert len(maps) == 5
@@ -126,7 +128,8 @@ def test_pictures_need_not_be_square_and_may_have_other_channels():
     module = SparK("resnet10t", image_size=(64, 96), channels=5, decoder_dim=32)
     loss = module.training_step(torch.randn(2, 5, 64, 96), 0)
     loss.backward()
-    assert module.grid == (2, 3) and loss.isfinite()
+    assert module.grid == (2, 3)
+    assert loss.isfinite()
 
 
 @pytest.mark.parametrize("stride", [8, 14, 7])
@@ -170,4 +173,5 @@ def test_no_position_is_visible_that_the_levels_do_not_share():
     for size in module.active.sizes:
         cell = size[0] // 4
         assert torch.equal(module.active.map(size), coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3))
-    assert isinstance(module.backbone, nn.Module) and len(levels(module.backbone, images)) == 5
+    assert isinstance(module.backbone, nn.Module)
+    assert len(levels(module.backbone, images)) == 5

@@ -43,13 +43,7 @@ def embed(model: nn.Module, images: Tensor) -> Tensor:
 
 def tokens(model: nn.Module, images: Tensor) -> Tensor:
     """`(B, C, H, W)` -> last feature map without class and register tokens, as a grid `(B, D, h, w)`."""
-    x = model.forward_features(images)
-    if x.ndim == 3:  # (B, prefix + N, D)
-        x = x[:, getattr(model, "num_prefix_tokens", 0) :]
-        patches: Any = model.patch_embed
-        h, w = patches.grid_size
-        return x.transpose(1, 2).unflatten(2, (h, w))
-    return x.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else x
+    return levels(model, images)[-1]
 
 
 def features(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -69,11 +63,26 @@ def levels(model: nn.Module, images: Tensor) -> list[Tensor]:
     Families without intermediate features in timm give this one alone.
     """
     if not hasattr(model, "forward_intermediates"):
-        return [tokens(model, images)]
+        last = model.forward_features(images)
+        return [_as_map(model, last, None)]
     last, maps = model.forward_intermediates(images, output_fmt="NCHW")
-    if getattr(model, "output_fmt", "NCHW") == "NHWC" and last.ndim == 4:
-        last = last.permute(0, 3, 1, 2)
-    return _deepest([*maps, last])
+    return _deepest([*maps, _as_map(model, last, maps[-1])])
+
+
+def _as_map(model: nn.Module, x: Tensor, like: Tensor | None) -> Tensor:
+    """What a family calls its last features, `(B, prefix + N, D)`, `(B, h, w, D)` or `(B, D, h, w)`, as `(B, D, h, w)`.
+
+    `like` is timm's own map of the same features; where the two do not belong together (more pooling behind it), it is taken itself.
+    """
+    if x.ndim == 4:
+        nhwc = getattr(model, "output_fmt", "NCHW") == "NHWC" or (like is not None and x.shape[1:3] == like.shape[2:] != x.shape[2:])
+        return x.permute(0, 3, 1, 2) if nhwc else x
+    x = x[:, getattr(model, "num_prefix_tokens", 0) :]
+    patches: Any = getattr(model, "patch_embed", None)
+    h, w = like.shape[2:] if like is not None else patches.grid_size
+    if like is not None and x.shape[1] != h * w:
+        return like
+    return x.transpose(1, 2).unflatten(2, (h, w))
 
 
 def _deepest(maps: list[Tensor]) -> list[Tensor]:

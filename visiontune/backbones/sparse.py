@@ -82,7 +82,7 @@ class Masked(Change):
 
     active: Active
     channels_last = False
-    fill = 0.0
+    fill: float = 0.0
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         out = super().forward(x, *rest, **named)  # type: ignore[misc]
@@ -235,8 +235,8 @@ def install_masks(model: nn.Module, active: Active) -> None:
         if isinstance(layer, Change):
             continue
         if kind in AFTER_POOL:
-            for part in AFTER_POOL[kind]:
-                install(getattr(layer, part), AfterPool, active=active)
+            for child in AFTER_POOL[kind]:
+                install(getattr(layer, child), AfterPool, active=active)
             install(layer, PooledInside, active=active)
         elif kind == "GlobalContext":
             if isinstance(part := getattr(layer, "conv_attn", None), nn.Module):

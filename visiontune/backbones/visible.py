@@ -46,8 +46,8 @@ def let_patches_out(vit: Any, name: str, method: str) -> None:
     """
     if not is_plain_vit(vit):
         raise UserError(
-            f"backbone.name: got {name}; {method} needs a plain vision transformer (vit_*, deit_*, eva*), since it drops the hidden patches "
-            f"from the encoder's sequence; for this backbone use {fitting_masked_methods(vit)}"
+            f"backbone.name: got {name}; {method} needs a plain vision transformer (vit_*, deit_*, eva*), since it drops the hidden "
+            f"patches from the encoder's sequence; for this backbone use {fitting_masked_methods(vit)}"
         )
     vit.patch_drop = KeepVisible(vit.num_prefix_tokens, with_indices=isinstance(vit, Eva), instead_of=vit.patch_drop)
 

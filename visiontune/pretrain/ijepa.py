@@ -9,12 +9,10 @@ B pictures, N patches, K of the context, T targets of A patches, D width of the 
 
 import copy
 import math
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from visiontune import optim
@@ -22,6 +20,7 @@ from visiontune.backbones import embed, mean_of_patches
 from visiontune.backbones.positions import set_sincos_positions, sincos_positions
 from visiontune.backbones.visible import check_grid, forward_visible, let_patches_out, release_patches
 from visiontune.errors import UserError
+from visiontune.heads.narrow_vit import NarrowViT
 from visiontune.masking import MultiBlock, multi_block_masking, take
 from visiontune.module import Module
 from visiontune.ranges import OpenFraction, PositiveInt
@@ -88,11 +87,8 @@ class IJEPA(Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
         nn.init.normal_(self.mask_token, std=0.02)
         self.register_buffer("predictor_pos", sincos_positions(E, self.grid, prefix=0), persistent=False)
-        norm = partial(nn.LayerNorm, eps=1e-6)
-        self.predictor_blocks = nn.Sequential(
-            *[Block(E, predictor_heads, qkv_bias=True, norm_layer=norm) for _ in range(predictor_depth)]
-        )
-        self.predictor_norm = norm(E)
+        self.predictor_blocks = NarrowViT(E, predictor_depth, predictor_heads)
+        self.predictor_norm = nn.LayerNorm(E, eps=1e-6)
         self.predictor_out = nn.Linear(E, D)
 
     def mask(self, images: Tensor, generator: torch.Generator | None = None) -> MultiBlock:
@@ -118,7 +114,7 @@ class IJEPA(Module):
         x = x + take(positions, masks.context)
         wanted = self.mask_token.to(x.dtype) + take(positions, masks.targets.flatten(1))  # (B, T * A, E)
         x = torch.cat([x.repeat_interleave(T, dim=0), wanted.view(B * T, A, -1)], dim=1)  # (B * T, K + A, E)
-        x = self.predictor_norm(self.predictor_blocks(x)[:, -A:])
+        x = self.predictor_norm(self.predictor_blocks(x, last=A))
         return self.predictor_out(x).view(B, T, A, -1)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -7,17 +7,16 @@ B pictures, N patches, K visible ones, M = N - K hidden ones, D encoder width, E
 """
 
 import math
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from visiontune.backbones import mean_of_patches, tensors_with
 from visiontune.backbones.positions import set_sincos_positions, sincos_positions
 from visiontune.backbones.visible import check_grid, forward_visible, let_patches_out, release_patches
 from visiontune.errors import UserError, some
+from visiontune.heads.narrow_vit import NarrowViT
 from visiontune.losses import paint, patchify, pixel_loss
 from visiontune.masking import Masking, block_masking, random_masking, take
 from visiontune.module import Module
@@ -79,9 +78,8 @@ class MAE(Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
         nn.init.normal_(self.mask_token, std=0.02)
         self.register_buffer("decoder_pos", sincos_positions(E, self.grid, prefix=0), persistent=False)
-        norm = partial(nn.LayerNorm, eps=1e-6)  # the authors'
-        self.decoder_blocks = nn.Sequential(*[Block(E, decoder_heads, qkv_bias=True, norm_layer=norm) for _ in range(decoder_depth)])
-        self.decoder_norm = norm(E)
+        self.decoder_blocks = NarrowViT(E, decoder_depth, decoder_heads)
+        self.decoder_norm = nn.LayerNorm(E, eps=1e-6)
         self.decoder_pred = nn.Linear(E, P)
         self.leave_out_unreached(lambda images: [self.encode(images, self.mask(images))])
         self.load_rest_of(common.get("weights"))
@@ -108,10 +106,11 @@ class MAE(Module):
         visible = x + take(positions, masking.visible)
         hidden = self.mask_token.to(x.dtype) + take(positions, masking.hidden)
         # Attention does not care for the order of tokens: hidden ones go last, and nothing has to be sorted back.
-        x = self.decoder_blocks(torch.cat([prefix, visible, hidden], dim=1))
+        asked = hidden.shape[1] + (visible.shape[1] if everything else 0)
+        x = self.decoder_blocks(torch.cat([prefix, visible, hidden], dim=1), last=asked)
+        x = self.decoder_pred(self.decoder_norm(x))
         if not everything:
-            return self.decoder_pred(self.decoder_norm(x[:, -hidden.shape[1] :]))
-        x = self.decoder_pred(self.decoder_norm(x[:, P:]))
+            return x
         order = torch.cat([masking.visible, masking.hidden], dim=1).unsqueeze(-1).expand_as(x)
         return torch.empty_like(x).scatter_(1, order, x)
 
