@@ -22,6 +22,7 @@ import timm
 import torch
 from common import machine, write_rows
 from timm.models import _registry
+from torch.overrides import TorchFunctionMode
 
 from visiontune.errors import UserError
 
@@ -38,8 +39,17 @@ MARKS = ("<!-- families: written by benchmarks/masked_families.py -->", "<!-- en
 
 
 def families() -> dict[str, list[str]]:
-    """Files of `timm/models` and the names in each."""
-    return {module: sorted(names) for module, names in sorted(_registry._module_to_models.items())}
+    """Files of `timm/models` and the names in each, without the toys that timm keeps for its own tests."""
+    return {module: sorted(n for n in names if not n.startswith("test_")) for module, names in sorted(_registry._module_to_models.items())}
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves out random initialisation, which is slow without memory and of no use there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "erfinv_", "clamp_", "mul_", "add_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def smallest(names: list[str]) -> tuple[str, int]:
@@ -47,7 +57,7 @@ def smallest(names: list[str]) -> tuple[str, int]:
     counts = {}
     for name in names:
         try:
-            with torch.device("meta"), warnings.catch_warnings():
+            with torch.device("meta"), _NoInit(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 counts[name] = sum(p.numel() for p in timm.create_model(name, num_classes=0).parameters())
         except Exception:  # a member that cannot be made so is another one's place

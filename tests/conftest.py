@@ -62,7 +62,16 @@ def recipes(pictures) -> dict[str, dict]:
     small = {"trainer": {"accelerator": "cpu", "devices": 1, "precision": "32-true", "log_every_n_steps": 1}, "epochs": 2}
     labelled = {**data, "val": str(pictures / "val"), "augment": {"flip": 0.5, "crop_scale": [0.7, 1]}}
     decoder = {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
+    swin = {"patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}
+    masked = {"task": "pretrain", "data": data, "optim": {"lr": 0.01}, **small}
+    predictor = {"predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2, "target_scale": 0.15, "momentum_start": 0.9}
     return {
+        "simmim": masked
+        | {"method": {"name": "simmim", "mask_size": 8}, "backbone": {"name": "swin_tiny_patch4_window7_224", "args": swin}},
+        "spark": masked
+        | {"method": {"name": "spark", "decoder_dim": 16}, "backbone": {"name": "resnet10t", "args": {"channels": [8, 8, 16, 16]}}}
+        | {"data": data | {"image_size": 64}},
+        "ijepa": masked | {"method": {"name": "ijepa", **predictor}, "backbone": VIT},
         "mae": {"task": "pretrain", "method": {"name": "mae", **decoder}, "backbone": VIT, "data": data, "optim": {"lr": 0.01}, **small},
         "simclr": {
             "task": "pretrain",

@@ -32,7 +32,10 @@ def losses(run):
     return [float(r["train/loss"]) for r in metrics(run) if "train/loss" in r]
 
 
-@pytest.mark.parametrize("kind", ["mae", "simclr", "classify"])
+MASKED = ("mae", "simmim", "spark", "ijepa")
+
+
+@pytest.mark.parametrize("kind", [*MASKED, "simclr", "classify"])
 def test_a_run_lowers_its_loss_and_leaves_what_the_design_says(tmp_path, recipes, kind, capsys):
     recipe = recipes[kind] | {"epochs": 8}
     out = tmp_path / "run"
@@ -58,10 +61,11 @@ def test_a_run_lowers_its_loss_and_leaves_what_the_design_says(tmp_path, recipes
     if kind == "classify":
         wanted |= {"checkpoints/best.ckpt", "weights/model/model.safetensors", "weights/model/config.json"}
     assert wanted <= there
-    assert ("pictures/epoch_0008.png" in there) == (kind == "mae")
+    assert ("pictures/epoch_0008.png" in there) == (kind in MASKED)
 
     result = json.loads((out / "result.json").read_text())
     assert result["images_seen"] == 8 * 48
+    assert ("loss_baseline" in result) == (kind in MASKED)
     assert {"seconds", "images_per_second", "peak_memory_bytes"} <= result.keys()
     saved = yaml.safe_load((out / "recipe.yaml").read_text())
     assert saved["optim"]["lr_scale"] == "none"
@@ -154,12 +158,16 @@ def assert_same_run(a, b):
         ("classify", 3, "100", 1),  # right after an epoch's end
         ("simclr", 5, "100", 0),  # rows beyond the last checkpoint are trained, and logged, again
         ("simclr", 2, "100", 0),  # before the first checkpoint
+        ("simmim", 4, "1e-6", 1),
+        ("spark", 4, "1e-6", 0),  # batch norm's running statistics are of visible positions
+        ("ijepa", 4, "1e-6", 1),  # the target encoder and its schedule
     ],
 )
 @pytest.mark.parametrize("log_every", [1, 2])
 def test_killed_and_resumed_meets_the_unbroken_runs_numbers(tmp_path, recipes, kind, batches, every, workers, log_every):
     recipe = recipes[kind] | {"epochs": 3, "checkpoint_minutes": float(every)}
-    recipe["backbone"] = {**recipe["backbone"], "args": recipe["backbone"]["args"] | {"drop_path_rate": 0.2}}  # random in every step
+    random = {"drop_path_rate": 0.2}  # in every step
+    recipe["backbone"] = {**recipe["backbone"], "args": recipe["backbone"]["args"] | random}
     recipe["trainer"]["log_every_n_steps"] = log_every
     path = write(tmp_path / "r.yaml", recipe)
     assert main([path, "--out", str(tmp_path / "whole")]) == 0
@@ -339,6 +347,17 @@ def test_two_processes_train_what_one_does(tmp_path, recipes):
         assert torch.allclose(v.float(), two["state_dict"][k].float(), atol=1e-5), k
     scores = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
     assert scores[0]["images_seen"] == scores[1]["images_seen"]
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_masked_methods_train_on_two_processes_and_leave_no_parameter_waiting(tmp_path, recipes, kind):
+    """DistributedDataParallel refuses a parameter without a gradient at the second step."""
+    path = write(tmp_path / "r.yaml", recipes[kind] | {"epochs": 1})
+    done = run_command(
+        "visiontune.fit", path, "--out", str(tmp_path / "two"), "trainer.devices=2", "trainer.strategy=ddp", OMP_NUM_THREADS="1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "result.json").read_text())["images_seen"] == 48
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from visiontune import backbones, optim
@@ -150,6 +151,10 @@ class Module(L.LightningModule):
             parameter.requires_grad_(True)
         self._left_out = []
         return self.backbone
+
+    def sync_batch_norms(self) -> None:
+        """Statistics of batch norms over all processes, by timm's function: torch's drops the activation inside BatchNormAct2d."""
+        convert_sync_batchnorm(self)
 
     def load_rest(self, path: str) -> list[str]:
         """Load what else of this method a weights file holds (a decoder), and say what it was; by default nothing."""

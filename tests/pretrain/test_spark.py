@@ -5,6 +5,7 @@ from torch import nn
 from tests.conftest import CONV
 from visiontune import SparK
 from visiontune.backbones import create, levels
+from visiontune.backbones.sparse import MaskedBatchNorm
 from visiontune.errors import UserError
 from visiontune.heads.unet import UNetDecoder
 
@@ -74,6 +75,17 @@ def test_mask_tokens_fill_hidden_positions_before_the_decoder():
     module.decode(maps)
     hidden = masking.mask.view(2, 2, 2)
     assert torch.allclose(seen[0].permute(0, 2, 3, 1)[hidden], module.mask_tokens[0].flatten().expand(int(hidden.sum()), -1))
+
+
+def test_synchronising_batch_norms_keeps_the_masked_ones():
+    """timm's (and torch's) conversion would put dense ones in their place."""
+    module = spark()
+    masked = [m for m in module.modules() if isinstance(m, MaskedBatchNorm)]
+    module.sync_batch_norms()
+    assert [m for m in module.modules() if isinstance(m, MaskedBatchNorm)] == masked
+    assert module.active.everywhere
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in module.decoder.modules())
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in module.backbone.modules())
 
 
 def test_the_loss_does_not_depend_on_what_is_painted_over_visible_squares():

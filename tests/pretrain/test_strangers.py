@@ -6,9 +6,10 @@ import timm
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from visiontune import MAE, Classifier, SimCLR
+from visiontune import IJEPA, MAE, Classifier, SimCLR, SimMIM, SparK
 from visiontune.errors import UserError
 
+KINDS = ["mae", "simmim", "spark", "ijepa", "simclr", "classifier"]
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
@@ -31,13 +32,21 @@ def build(kind: str, pictures: str):
     if kind == "mae":
         decoder = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
         return MAE("vit_tiny_patch16_224", image_size=32, backbone_args=VIT, lr=1e-3, **decoder), loader(x, y)
+    if kind == "ijepa":
+        predictor = {"predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2, "target_scale": 0.15}
+        return IJEPA("vit_tiny_patch16_224", image_size=32, backbone_args=VIT, lr=1e-3, **predictor), loader(x, y)
+    if kind == "simmim":
+        return SimMIM("vit_tiny_patch16_224", image_size=32, backbone_args=VIT, mask_size=8, lr=1e-3), loader(x, y)
+    if kind == "spark":
+        small = {"channels": [8, 8, 16, 16], "output_stride": 8}
+        return SparK("resnet10t", image_size=32, backbone_args=small, decoder_dim=16, lr=1e-3), loader(x, y)
     if kind == "simclr":
         return SimCLR("test_resnet", projector_hidden=16, projector_out=8, optimizer="adamw", lr=1e-3), loader(x, x.flip(3))
     return Classifier("test_resnet", num_classes=4, lr=1e-3), loader(x, y)
 
 
 @pytest.mark.parametrize("pictures", ["uint8", "float"])
-@pytest.mark.parametrize("kind", ["mae", "simclr", "classifier"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_train_save_load_and_go_on(tmp_path, kind, pictures):
     module, data = build(kind, pictures)
     first = trainer(tmp_path)
@@ -53,7 +62,7 @@ def test_train_save_load_and_go_on(tmp_path, kind, pictures):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-@pytest.mark.parametrize("kind", ["mae", "simclr", "classifier"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_other_precisions(tmp_path, kind, precision):
     module, data = build(kind, "uint8")
     runner = trainer(tmp_path, epochs=1, precision=precision)
@@ -111,7 +120,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_word(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
-@pytest.mark.parametrize("kind", ["mae", "simclr", "classifier"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_mixed_precision_on_cuda_gives_the_losses_of_fp32(tmp_path, kind, precision):
     losses = {}
     for p in (precision, "32-true"):

@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from timm.layers import convert_sync_batchnorm
 
 from visiontune.errors import UserError
 from visiontune.module import Module
@@ -68,13 +67,10 @@ def _trainer(**settings: Any) -> L.Trainer:
 
 
 def sync_batch_norms(module: Module, recipe: Recipe, trainer: L.Trainer) -> None:
-    """Batch norms over all processes, by timm's function: Lightning's (torch's) drops the activation inside timm's BatchNormAct2d.
-
-    By default where several CUDA devices train; torch's synchronised norm refuses the CPU.
-    """
+    """Batch norms over all processes; by default where several CUDA devices train, for torch's synchronised norm refuses the CPU."""
     wanted = recipe.trainer.sync_batchnorm
     if wanted if wanted is not None else trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
-        convert_sync_batchnorm(module)
+        module.sync_batch_norms()
 
 
 def check_split(recipe: Recipe, world_size: int) -> None:

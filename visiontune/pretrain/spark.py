@@ -11,6 +11,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from visiontune.backbones import fitting_masked_methods, levels
@@ -166,6 +167,10 @@ class SparK(Module):
         painted = patchify(self.decode(self.encode(images, masking)), patch)
         self.active.clear()
         return paint(images, painted, masking.mask, patch, normalized=self.norm_pixels, mean=self.mean, std=self.std)
+
+    def sync_batch_norms(self) -> None:
+        self.active.everywhere = True  # the changed layers gather their own sums
+        convert_sync_batchnorm(self.decoder)
 
     def release(self) -> nn.Module:
         self.active.clear()
