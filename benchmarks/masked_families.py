@@ -2,8 +2,9 @@
 
     python benchmarks/masked_families.py [--families resnet.py swin_transformer.py ...] [--docs docs/masked.md]
 
-A family is a file of `timm/models`; its smallest member is the one with the fewest parameters. Each of mae, ijepa, simmim and spark is
-tried at the smallest of a few picture sizes that it accepts: one fixed batch of noise and one fixed mask, 5 steps of AdamW. "trains"
+A family is a file of `timm/models`; its smallest member is the one with the fewest parameters. Each of mae, ijepa, spark and simmim (the
+last where spark does not train) is tried at the smallest of a few picture sizes that it accepts: one fixed batch of noise and one fixed
+mask, 5 steps of AdamW. "trains"
 means that the loss is finite at every step and lower at the end. What a method says when it refuses a family is kept in full. Writes
 the CSV, and the table between the two marks in the docs.
 """
@@ -26,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from visiontune.errors import UserError
 
-CLASSES = {"mae": "MAE", "ijepa": "IJEPA", "simmim": "SimMIM", "spark": "SparK"}
+CLASSES = {"mae": "MAE", "ijepa": "IJEPA", "spark": "SparK", "simmim": "SimMIM"}
 SIZES = (64, 96, 128, 192, 224, 256)
 SMALL: dict[str, dict[str, Any]] = {
     "mae": {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2},
@@ -75,10 +76,10 @@ def losses_of(method: str, name: str, size: int, steps: int = 5) -> list[float]:
     torch.manual_seed(0)
     cls = getattr(importlib.import_module("visiontune"), CLASSES[method])
     module = cls(name, image_size=size, **SMALL[method]).train()
-    images = torch.randn(4, 3, *module.picture_size)
+    images = torch.randn(2, 3, *module.picture_size)
     mask = module.mask(images)
     module.mask = lambda *_: mask
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-3, fused=True)
     losses = []
     for step in range(steps + 1):
         loss = module.training_step(images, 0)
@@ -151,6 +152,8 @@ def main() -> None:
             continue
         name, parameters = smallest(names)
         for method in CLASSES:
+            if method == "simmim" and rows[-1]["outcome"] == "trains":  # by spark, which a convnet is better served with
+                continue
             began = time.perf_counter()
             found = attempt(method, name)
             rows.append({"family": family, "model": name, "parameters": parameters, "method": method, **found})

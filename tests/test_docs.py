@@ -38,6 +38,23 @@ def test_the_data_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):
     compose(views.albumentations)
 
 
+def test_the_masked_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_path):
+    (code,) = blocks("docs/masked.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "ResNet (2, 512)\n", done.stderr
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from masked_families import MARKS, read_rows, table
+
+    text = (ROOT / "docs/masked.md").read_text()
+    assert text.partition(MARKS[0])[2].partition(MARKS[1])[0].strip() == table(read_rows())
+
+
+def test_commands_in_the_pages_name_recipes_that_exist():
+    for page in ("docs/masked.md", "docs/data.md"):
+        for name in re.findall(r"visiontune\.fit ([\w/]+)", "\n".join(blocks(page, "bash"))):
+            assert name in shipped_recipes(), name
+
+
 def test_the_yaml_of_the_readme_is_a_sound_recipe():
     (text,) = blocks("README.md", "yaml")
     assert list(parse_recipe(yaml.safe_load(text)).stages) == ["pretrain", "finetune", "scratch"]
