@@ -29,17 +29,23 @@ class Masking:
 
 
 def random_masking(
-    B: int, N: int, ratio: float, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    B: int,
+    N: int,
+    ratio: float = 0.75,
+    *,
+    visible: int | None = None,
+    device: torch.device | str = "cpu",
+    generator: torch.Generator | None = None,
 ) -> Masking:
     """Hide a random `ratio` of `N` patches in each of `B` pictures, the same number in every picture.
 
     Source: He et al. 2022 (arXiv 2111.06377), section 3, "Masking": uniform sampling without replacement; the number of visible
-    patches is `int(N * (1 - ratio))` as in the authors' code, but never below one.
+    patches is `int(N * (1 - ratio))` as in the authors' code, but never below one; or `visible`, where that is given.
 
     Raises:
         ValueError: if `ratio` is not in [0, 1).
     """
-    K = _visible(N, ratio)
+    K = _visible(N, ratio) if visible is None else visible
     order = torch.rand(B, N, device=device, generator=generator).argsort(dim=1)
     return Masking(visible=order[:, :K], hidden=order[:, K:])
 
@@ -58,8 +64,8 @@ def block_masking(
 
     Source: Bao et al. 2022, BEiT (arXiv 2106.08254), algorithm 1: blocks of at least 16 of 196 patches and at most what is still to
     be hidden, aspect ratios from 0.3 to its inverse. The authors draw until enough is hidden; here a constant number of blocks is
-    drawn at once, each patch gets the rank of the first one that covers it, and the lowest ranks are hidden. So the last block is
-    cut to rows to make the number exact, and nothing waits for the device.
+    drawn at once, all within `block_scale`, each patch gets the rank of the first one that covers it, and the lowest ranks are
+    hidden. So the last block is cut to rows to make the number exact, and nothing waits for the device.
 
     Args:
         B: pictures.
@@ -146,7 +152,8 @@ def multi_block_masking(
 
     Source: Assran et al. 2023, I-JEPA (arXiv 2301.08243), section 3: four targets of 15 to 20 % of the picture and aspect ratios
     from 0.75 to 1.5, a context of 85 to 100 % and aspect ratio 1, the patches of targets taken out of it. The authors draw the area
-    anew for each batch and cut the context to the shortest of the batch. Sizes are constant here: a target has
+    and the (uniform) aspect ratio anew for each batch and cut the context to the shortest of the batch. Here each target has an
+    aspect ratio of its own, uniform in its logarithm, and sizes are constant: a target has
     `A = round(target_scale * N)` patches (a rectangle whose last row may be cut), and the context `K = N - T * A`, which are there
     even when no two targets overlap: taken at random from the context block without the targets, then, where these are too few,
     from the rest that is no target.

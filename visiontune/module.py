@@ -13,7 +13,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from visiontune import backbones, optim
-from visiontune.errors import UserError
+from visiontune.backbones.visible import is_prepared
+from visiontune.errors import UserError, some
 
 
 class Module(L.LightningModule):
@@ -79,6 +80,10 @@ class Module(L.LightningModule):
         if isinstance(backbone, str):
             backbone = backbones.create(
                 backbone, image_size=size, channels=channels, num_classes=num_classes, pretrained=weights == "timm", args=backbone_args
+            )
+        elif is_prepared(backbone):
+            raise UserError(
+                f"backbone: this {type(backbone).__name__} is still prepared by another method; call that method's release() first"
             )
         self.backbone = backbone
         self.spec = backbones.spec_of(backbone)
@@ -157,8 +162,24 @@ class Module(L.LightningModule):
         convert_sync_batchnorm(self)
 
     def load_rest(self, path: str) -> list[str]:
-        """Load what else of this method a weights file holds (a decoder), and say what it was; by default nothing."""
-        return []
+        """What else of this method a weights file holds (a decoder, say), and in words whether it was loaded.
+
+        A checkpoint of this class holds all; of other projects', facebookresearch/mae's hold MAE's decoder under the same names.
+        """
+        own = {k: v for k, v in self.state_dict().items() if k not in ("mean", "std") and not k.startswith(("backbone.", "target."))}
+        if not own:
+            return []
+        parts = {k.split(".", 1)[0] for k in own}
+        found = {k: v for k, v in backbones.tensors_with(path, next(reversed(own))).items() if k.split(".", 1)[0] in parts}
+        if not found:
+            return []
+        misfits = [k for k in own if k not in found]
+        misfits += [f"{k} {tuple(v.shape)}, needed {tuple(own[k].shape)}" for k, v in found.items() if k in own and v.shape != own[k].shape]
+        misfits += [k for k in found if k not in own]
+        if misfits:
+            return [f"{', '.join(sorted(parts))}: NOT loaded from {path}, they start at random; these differ: {some(misfits, 3)}"]
+        self.load_state_dict(found, strict=False)
+        return [f"{len(found)} tensors of {', '.join(sorted(parts))} loaded from {path}"]
 
     def load_rest_of(self, weights: str | None) -> None:
         """What a method's constructor does at its end: `load_rest` where weights are a file, with a warning of what it says."""
@@ -182,15 +203,12 @@ class Module(L.LightningModule):
     def leave_out_unreached(self, forward: Callable[[Tensor], Sequence[Tensor]]) -> None:
         """Do not train what no output of `forward(images)` reaches (a head's pooling, say).
 
-        Optimisers would decay it, and DDP would wait for its gradient. Tried on two blank pictures, with the random state kept.
+        Optimisers would decay it, and DDP would wait for its gradient. Tried on two blank pictures.
         """
         weight = next(self.backbone.parameters())
         blank = torch.zeros(2, self.spec.channels, *self.picture_size, device=weight.device, dtype=weight.dtype)
-        training = self.backbone.training
-        self.backbone.eval()
-        with torch.enable_grad(), torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+        with torch.enable_grad(), backbones.undisturbed(self):
             found = backbones.reached(forward(blank))
-        self.backbone.train(training)
         self.leave_out(*(p for p in self.backbone.parameters() if id(p) not in found))
 
     # ---------------------------------------------------------------- optimiser

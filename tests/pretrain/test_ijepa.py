@@ -10,6 +10,7 @@ from visiontune.errors import UserError
 from visiontune.optim import ema_momentum, ema_update
 
 VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+MEAN = {"global_pool": "avg", "fc_norm": False}
 PREDICTOR = {"predictor_dim": 16, "predictor_depth": 1, "predictor_heads": 2}
 
 
@@ -100,7 +101,7 @@ def test_the_embedding_is_the_targets_and_that_is_what_is_released(tmp_path):
 
 
 def test_the_target_has_no_dropout_while_the_encoder_trains():
-    own = create("vit_tiny_patch16_224", image_size=32, args=VIT | {"drop_path_rate": 0.5})
+    own = create("vit_tiny_patch16_224", image_size=32, args=VIT | MEAN | {"drop_path_rate": 0.5})
     module = IJEPA(own, image_size=32, **PREDICTOR).train()
     images = torch.randn(2, 3, 32, 32)
     masks = module.mask(images)
@@ -125,6 +126,18 @@ def test_the_loss_falls_and_reaches_every_trained_parameter():
     assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_half_precision_that_would_stop_the_average_is_refused(tmp_path):
+    with pytest.raises(UserError, match="less than half precision can add up"):
+        fit(ijepa(total_steps=2), tmp_path, steps=1, precision="bf16-true")
+
+
+def test_what_was_frozen_before_stays_so_when_it_is_released():
+    own = create("vit_tiny_patch16_224", image_size=32, args=VIT | MEAN)
+    own.patch_embed.requires_grad_(False)
+    kept = IJEPA(own, image_size=32, **PREDICTOR).release()
+    assert {n for n, p in kept.named_parameters() if not p.requires_grad} == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+
+
 def test_average_of_weights():
     average, online = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     torch.nn.init.constant_(online.weight, 3.0)
@@ -139,5 +152,9 @@ def test_what_does_not_fit_is_told():
         IJEPA("resnet10t", image_size=64)
     with pytest.raises(UserError, match="targets, method.target_scale: got 8 of 0.175.*take fewer"):
         ijepa(targets=8)
+    with pytest.raises(UserError, match="pools its 'token' for an embedding, and ijepa trains patch tokens alone"):
+        IJEPA(create("vit_tiny_patch16_224", image_size=32, args=VIT), image_size=32, **PREDICTOR)
+    with pytest.raises(UserError, match="method.predictor_dim: got 18; sine-cosine positions need a multiple of 4"):
+        ijepa(predictor_dim=18)
     with pytest.raises(UserError, match="predictor_heads: got 3"):
         ijepa(predictor_heads=3)

@@ -44,7 +44,6 @@ def test_the_mask_token_stands_where_patches_are_hidden_and_nowhere_else(kind):
     images = torch.randn(2, 3, *module.picture_size)
     masking = module.mask(images)
     module.paint_all(images, masking)
-    module.token_mask.mask = None
     module.backbone.patch_embed(images)
     masked, plain = (x.flatten(1, -2) for x in seen)  # (B, N, D)
     grid = module.patch_grid
@@ -107,7 +106,6 @@ def test_with_nothing_hidden_the_network_is_timms():
     module, images = simmim("swin"), torch.randn(2, 3, 32, 32)
     nothing = Masking(visible=torch.arange(16).expand(2, 16), hidden=torch.empty(2, 0, dtype=torch.long))
     painted = module.paint_all(images, nothing)
-    module.token_mask.mask = None
     features = module.backbone.forward_features(images).permute(0, 3, 1, 2)
     assert torch.equal(painted, module.head(features))
 
@@ -129,5 +127,21 @@ def test_an_own_network_is_given_back_as_it_was_and_embeds_clean_pictures():
 def test_squares_that_do_not_fit_and_backbones_without_a_grid_are_told():
     with pytest.raises(UserError, match=r"image_size: got 32x32, which method.mask_size of 12x12 pixels do not divide"):
         SimMIM("vit_tiny_patch16_224", image_size=32, backbone_args=VIT, mask_size=12)
+    with pytest.raises(UserError, match="mask_size: got 4, which vit_.*'s patches of 8 pixels do not divide.*of 8, 16"):
+        SimMIM("vit_tiny_patch16_224", image_size=32, backbone_args=VIT, mask_size=4)
     with pytest.raises(UserError, match="mask_size: got 32, the whole picture"):
         SimMIM("vit_tiny_patch16_224", image_size=32, backbone_args=VIT)
+
+
+@pytest.mark.parametrize("name", ["xcit_nano_12_p16_224", "efficientvit_m0"])
+def test_making_it_changes_no_statistic_and_leaves_no_mask_behind(name):
+    own = create(name, image_size=64).train()
+    state = {k: v.clone() for k, v in own.state_dict().items()}
+    module = SimMIM(own, image_size=64, mask_size=16)
+    assert all(torch.equal(v, state[k]) for k, v in own.state_dict().items())
+    images = torch.randn(4, 3, 64, 64)
+    module.training_step(images[:2], 0)
+    own.eval()
+    embedding = own(images)  # another number of pictures than were masked
+    module.release()
+    assert torch.equal(own(images), embedding)

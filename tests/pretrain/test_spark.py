@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import CONV
-from visiontune import SparK
+from visiontune import SparK, build
 from visiontune.backbones import create, levels
 from visiontune.backbones.sparse import MaskedBatchNorm
 from visiontune.errors import UserError
@@ -79,9 +81,10 @@ def test_mask_tokens_fill_hidden_positions_before_the_decoder():
 
 def test_synchronising_batch_norms_keeps_the_masked_ones():
     """timm's (and torch's) conversion would put dense ones in their place."""
-    module = spark()
+    module = spark("seresnet50")
     masked = [m for m in module.modules() if isinstance(m, MaskedBatchNorm)]
-    module.sync_batch_norms()
+    recipe = SimpleNamespace(trainer=SimpleNamespace(sync_batchnorm=True))
+    build.sync_batch_norms(module, recipe, None)
     assert [m for m in module.modules() if isinstance(m, MaskedBatchNorm)] == masked
     assert module.active.everywhere
     assert any(isinstance(m, nn.SyncBatchNorm) for m in module.decoder.modules())
@@ -118,22 +121,76 @@ def test_an_own_network_is_given_back_as_it_was_and_embeds_clean_pictures():
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("vit_tiny_patch16_224", "attends over all positions.*use method: mae, ijepa or simmim"),
-        ("mobilevit_xxs", "attends over all positions.*use method: simmim"),
-        ("focalnet_tiny_srf", r"pools all positions \(mean\).*use method: simmim"),
+        ("vit_tiny_patch16_224", "use method: mae, ijepa or simmim"),
+        ("mobilevit_xxs", "use method: simmim"),
+        ("focalnet_tiny_srf", "mixes hidden positions into its map of .* by attention or pooling; use method: simmim"),
+        ("swiftformer_xs", "mixes hidden positions into its map of .* by attention or pooling; use method: simmim"),
     ],
 )
 def test_backbones_that_mix_hidden_positions_in_are_told_what_fits_and_left_alone(name, why):
     own = create(name, image_size=64)
-    kinds = [type(m) for m in own.modules()]
+    kinds, state = [type(m) for m in own.modules()], {k: v.clone() for k, v in own.state_dict().items()}
     with pytest.raises(UserError, match=f"got {name}; spark needs a convnet.*{why}"):
         SparK(own, **SMALL)
     assert [type(m) for m in own.modules()] == kinds
+    assert all(torch.equal(v, state[k]) for k, v in own.state_dict().items())
 
 
-def test_pictures_too_small_to_hide_a_part_of_are_told():
-    with pytest.raises(UserError, match="image_size: got 32x32; resnet10t makes 1x1 positions of it"):
-        SparK("resnet10t", image_size=32)
+@pytest.mark.parametrize("name", ["hgnetv2_b0", "convformer_s18"])
+def test_activations_and_affine_layers_with_parameters_are_masked_too(name):
+    """Their biases start at zero, and fill hidden positions as soon as they are trained."""
+    module = spark(name)
+    with torch.no_grad():
+        for p in module.backbone.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    images = torch.randn(2, 3, 64, 64)
+    masking = module.mask(images)
+    for m in module.encode(images, masking):
+        assert not (m * (1 - module.active.map(tuple(m.shape[2:])))).any()
+
+
+@pytest.mark.parametrize(("size", "why"), [(32, "makes 1x1 positions"), (72, "no whole multiple of its last one's 3x3.*try 64")])
+def test_pictures_whose_squares_do_not_fit_the_strides_are_told(size, why):
+    own = create("resnet10t", image_size=size)
+    kinds = [type(m) for m in own.modules()]
+    with pytest.raises(UserError, match=f"image_size: got {size}x{size}.*{why}"):
+        SparK(own, image_size=size)
+    assert [type(m) for m in own.modules()] == kinds
+
+
+def test_making_it_changes_no_weight_no_statistic_and_no_random_state():
+    own = create("seresnet50", image_size=64).train()
+    state = {k: v.clone() for k, v in own.state_dict().items()}
+    SparK(own, **SMALL)
+    assert all(torch.equal(v, state[k]) for k, v in own.state_dict().items())
+    assert own.training
+
+
+def test_a_network_that_another_method_holds_is_not_taken_twice():
+    own = create("resnet10t", image_size=64)
+    module = SparK(own, **SMALL)
+    with pytest.raises(UserError, match="still prepared by another method; call that method's release"):
+        SparK(own, **SMALL)
+    SparK(module.release(), **SMALL)
+
+
+def test_one_visible_value_a_channel_is_refused_as_torch_does():
+    module = spark(mask_ratio=0.75).train()
+    with pytest.raises(ValueError, match="more than 1 visible value per channel"):
+        module.training_step(torch.randn(1, 3, 64, 64), 0)  # one of 2x2 positions is visible in the last layers
+
+
+def test_checkpointed_activations_give_the_same_gradients_and_the_mask_is_gone_afterwards():
+    grads = []
+    for checkpointed in (False, True):
+        module = spark(image_size=96)
+        module.backbone.set_grad_checkpointing(checkpointed)
+        module.train()
+        torch.manual_seed(1)
+        module.training_step(torch.randn(4, 3, 96, 96), 0).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in module.backbone.parameters() if p.grad is not None]))
+        assert not module.active.on
+    assert torch.allclose(grads[0], grads[1], atol=1e-5)
 
 
 def test_pictures_need_not_be_square_and_may_have_other_channels():

@@ -14,6 +14,7 @@ from visiontune.backbones.face import (
     mean_of_patches,
     reached,
     tokens,
+    undisturbed,
 )
 from visiontune.backbones.files import read_config, read_weights, tensors_with
 from visiontune.backbones.weights import LoadReport, load_weights
@@ -21,5 +22,5 @@ from visiontune.backbones.weights import LoadReport, load_weights
 __all__ = [
     "Face", "LoadReport", "Spec", "check_name", "create", "describe", "embed", "features", "fitting_masked_methods", "has_attention",
     "is_plain_vit", "layer_order", "levels", "load_weights", "mean_of_patches", "reached", "read_config", "read_weights", "spec_of",
-    "tensors_with", "tokens",
+    "tensors_with", "tokens", "undisturbed",
 ]  # fmt: skip

@@ -3,7 +3,8 @@
 B pictures, N patches or positions, D width, h x w grid.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,21 @@ class Face:
     grid: tuple[int, int] | None
     strides: tuple[int, ...]
     widths: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Try a network in evaluation mode; modes of all its parts and torch's random state are afterwards as before."""
+    modes = {part: part.training for part in model.modules()}
+    parameter = next(model.parameters())
+    for part in modes:
+        part.training = False  # not `eval()`, which modules override
+    try:
+        with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def embed(model: nn.Module, images: Tensor) -> Tensor:
@@ -97,10 +113,8 @@ def describe(model: nn.Module, image_size: int | tuple[int, int], channels: int 
     """
     H, W = (image_size, image_size) if isinstance(image_size, int) else image_size
     parameter = next(model.parameters())
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with undisturbed(model), torch.no_grad():
             blank = torch.zeros(1, channels, H, W, device=parameter.device, dtype=parameter.dtype)
             width = embed(model, blank).shape[1]
             # A family need not have a grid of tokens or levels to give an embedding (LeViT, Mixer, Hiera, ...).
@@ -114,11 +128,9 @@ def describe(model: nn.Module, image_size: int | tuple[int, int], channels: int 
                 levels = []
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
-            f"data.image_size: got {H}x{W}, and {type(model).__name__} cannot take pictures of that size ({str(error).splitlines()[0]}); "
-            "try a larger size, or a multiple of 32 or of the patch size"
+            f"data.image_size: got {H}x{W}, and {type(model).__name__} cannot take pictures of that size "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}); try a larger size, or a multiple of 32 or of the patch size"
         ) from error
-    finally:
-        model.train(training)
     return Face(
         width=width,
         token_width=grid[1] if grid else None,
@@ -138,7 +150,7 @@ def is_plain_vit(model: nn.Module | str) -> bool:
 def mean_of_patches(name: str) -> dict[str, Any]:
     """Arguments with which a plain ViT's embedding is the mean of its normed patch tokens, also when plain timm loads the weights.
 
-    None for names of other families, and for DeiT's distilled ones, which have to read their two tokens.
+    None at all for names of other families, and for DeiT's distilled ones, which have to read their two tokens.
     """
     if not is_plain_vit(name) or "distilled" in name:
         return {}

@@ -14,7 +14,7 @@ class Change:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time and cannot be found by its name: copies and pickles make it again.
-        return _blank, (self.change, self.original), self.__dict__
+        return _blank, (self.change, self.original), self.__getstate__()  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from torch import Tensor
 from visiontune.errors import UserError
 
 
-def sincos_positions(width: int, grid: tuple[int, int], prefix: int) -> Tensor:
+def sincos_positions(width: int, grid: tuple[int, int], prefix: int, *, what: str = "the backbone's width") -> Tensor:
     """Fixed two-dimensional sine-cosine embedding, `(1, prefix + h * w, width)`, zeros for the prefix tokens.
 
     The first half of the width encodes the column, the second the row, sines before cosines (the layout of the authors' code).
@@ -17,7 +17,7 @@ def sincos_positions(width: int, grid: tuple[int, int], prefix: int) -> Tensor:
         UserError: if `width` is no multiple of 4.
     """
     if width % 4:
-        raise UserError(f"method: sine-cosine positions need a width that is a multiple of 4 but got {width}")
+        raise UserError(f"{what}: got {width}; sine-cosine positions need a multiple of 4")
     h, w = grid
     frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     rows, columns = torch.meshgrid(torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij")

@@ -10,14 +10,15 @@ The layers are changed once, by class (see `install`), and read the mask from on
 B pictures, C channels, h x w positions.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from visiontune.backbones.install import Change, install
+from visiontune.backbones.face import undisturbed
+from visiontune.backbones.install import Change, install, restore
 from visiontune.errors import UserError
 from visiontune.losses.gather import gather_with_grad
 
@@ -37,28 +38,41 @@ class Active:
         self.share = 1.0
         self.sizes: set[tuple[int, int]] = set()
         self.everywhere = False
-        self.pooling = 0  # depth of layers whose pooling is rescaled; for `_Watch`
+        self._coarse = torch.ones(1, 1, 1, 1)
         self._maps: dict[tuple[int, int], Tensor] = {}
 
     def show(self, active: Tensor, share: float) -> None:
         """From now on only `active` `(B, h, w)` bool, at the coarsest resolution, of which `share` is True, is seen."""
         self._coarse = active.unsqueeze(1).float()
         self.on, self.share = True, share
-        self._maps = {size: self._at(size) for size in sorted(self.sizes)}
+        self._maps = {size: self.at(size) for size in sorted(self.sizes)}
 
     def clear(self) -> None:
         """Whole pictures again: every layer as timm made it."""
         self.on, self.share = False, 1.0
         self._maps = {}
 
+    def clear_after(self, loss: Tensor) -> None:
+        """Clear when the backward pass of this loss is over: activation checkpointing runs layers once more within it."""
+        if not loss.requires_grad:
+            return self.clear()
+        engine: Any = torch.autograd.Variable._execution_engine
+        loss.register_hook(lambda _: engine.queue_callback(self.clear))
+        return None
+
     def map(self, size: tuple[int, int]) -> Tensor:
         """1 where visible, 0 where hidden, `(B, 1, h, w)`."""
         if size not in self._maps:
             self.sizes.add(size)
-            self._maps[size] = self._at(size)
+            self._maps[size] = self.at(size)
         return self._maps[size]
 
-    def _at(self, size: tuple[int, int]) -> Tensor:
+    def pooled(self, x: Tensor) -> bool:
+        """Whether a map `(B, C, h, w)` has one position left; at least 2x2 of them are hidden or not."""
+        return x.shape[2] * x.shape[3] == 1
+
+    def at(self, size: tuple[int, int]) -> Tensor:
+        """As `map`, without keeping it."""
         return F.interpolate(self._coarse, size=size, mode="nearest")
 
     def hide(self, x: Tensor, *, channels_last: bool = False, fill: float = 0.0) -> Tensor:
@@ -66,7 +80,7 @@ class Active:
         if not self.on or x.ndim != 4:
             return x
         h, w = x.shape[1:3] if channels_last else x.shape[2:]
-        if h * w == 1 and self._coarse.shape[2:].numel() > 1:  # pooled
+        if h * w == 1:  # pooled
             return x
         visible = self.map((h, w))
         if channels_last:
@@ -90,16 +104,26 @@ class Masked(Change):
 
 
 class MaskedBatchNorm(Change):
-    """Batch norm whose statistics, and what it remembers of them, are of visible positions."""
+    """Batch norm whose statistics, and what it remembers of them, are of visible positions.
+
+    Of vectors and pooled maps (inside squeeze-excite) every position is visible.
+
+    Raises:
+        ValueError: as torch does, where there is one value a channel only.
+    """
 
     active: Active
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
         active = self.active
-        if not active.on or x.ndim != 4 or not layer.training or x.shape[2] * x.shape[3] == 1:
+        pooled = x.ndim == 4 and active.pooled(x)
+        if not active.on or x.ndim != 4 or not layer.training or (pooled and not active.everywhere):
             return active.hide(super().forward(x))  # type: ignore[misc]
-        visible = active.map((x.shape[2], x.shape[3]))  # (B, 1, h, w)
+        share = 1.0 if pooled else active.share
+        if round(share * x.numel() / x.shape[1]) < 2:
+            raise ValueError(f"Expected more than 1 visible value per channel when training, got input size {tuple(x.shape)}")
+        visible = torch.ones_like(x[:, :1]) if pooled else active.map((x.shape[2], x.shape[3]))  # (B, 1, h, w)
         with torch.autocast(device_type=x.device.type, enabled=False):  # fp32: sums over whole batches
             wide = x if x.dtype == torch.float64 else x.float()
             visible = visible.to(wide.dtype)
@@ -136,7 +160,7 @@ class MaskedGroupNorm(Change):
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
         layer: Any = self
         active = self.active
-        if not active.on or x.ndim != 4 or x.shape[2] * x.shape[3] == 1:
+        if not active.on or x.ndim != 4 or active.pooled(x):
             return active.hide(super().forward(x, *rest))  # type: ignore[misc]
         B, C, h, w = x.shape
         G = layer.num_groups
@@ -164,11 +188,10 @@ class MaskedGate(Change):
     active: Active
 
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        if not self.active.on:
+            return super().forward(x, *rest)  # type: ignore[misc]
         share = self.active.share
-        self.active.pooling += 1
-        out = super().forward(x / share, *rest) * share if self.active.on else super().forward(x, *rest)  # type: ignore[misc]
-        self.active.pooling -= 1
-        return out
+        return super().forward(x / share, *rest) * share  # type: ignore[misc]
 
 
 class AfterPool(Change):
@@ -178,30 +201,6 @@ class AfterPool(Change):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x / self.active.share if self.active.on else x)  # type: ignore[misc]
-
-
-class MaskedContext(Change):
-    """Global context: attention over positions, with hidden ones at minus infinity (its `conv_attn` fills them so)."""
-
-    active: Active
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.active.pooling += 1
-        out = super().forward(x)  # type: ignore[misc]
-        self.active.pooling -= 1
-        return self.active.hide(out)
-
-
-class PooledInside(Change):
-    """A block that pools in its own forward, with an `AfterPool` layer behind it."""
-
-    active: Active
-
-    def forward(self, x: Tensor, *rest: Any) -> Tensor:
-        self.active.pooling += 1
-        out = super().forward(x, *rest)  # type: ignore[misc]
-        self.active.pooling -= 1
-        return self.active.hide(out)
 
 
 def _then_activate(layer: Any, out: Tensor, active: Active) -> Tensor:
@@ -220,35 +219,35 @@ def _over_processes(count: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
 
 # By class name, since several families have their own class of the same name and meaning.
 GATES = ("SEModule", "SqueezeExcite", "EffectiveSEModule", "EcaModule", "CecaModule", "EseModule", "GatherExcite")
-AFTER_POOL = {"SplitAttn": ("fc1",), "SelectiveKernelAttn": ("fc_reduce",)}
-PER_POSITION = ("LayerNorm2d", "LayerNorm2dFp32", "RmsNorm2d", "RmsNorm2dFp32", "SimpleNorm2d", "SimpleNorm2dFp32", "LayerNormAct2d",
-                "LayerNormAct2dFp32", "RmsNormAct2d", "RmsNormAct2dFp32", "FrozenBatchNorm2d", "FrozenBatchNormAct2d", "BlurPool2d",
-                "AvgPool2dSame", "MaxPool2dSame", "SpaceToDepth", "LayerNormExp2d")  # fmt: skip
+AFTER_POOL = {"SplitAttn": "fc1", "SelectiveKernelAttn": "fc_reduce"}
 ON_MAPS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d)
 LAST_DIM = (nn.Linear, nn.LayerNorm, nn.RMSNorm)
 
 
 def install_masks(model: nn.Module, active: Active) -> None:
-    """Change every layer of a convnet that needs it, once."""
+    """Change every layer of a convnet that needs it, once.
+
+    Raises:
+        NotSparse: if one takes statistics that cannot leave hidden positions out.
+    """
     for name, layer in list(model.named_modules()):
         kind = type(layer).__name__
         if isinstance(layer, Change):
             continue
         if kind in AFTER_POOL:
-            for child in AFTER_POOL[kind]:
-                install(getattr(layer, child), AfterPool, active=active)
-            install(layer, PooledInside, active=active)
-        elif kind == "GlobalContext":
-            if isinstance(part := getattr(layer, "conv_attn", None), nn.Module):
-                install(part, Masked, active=active, fill=float("-inf"))
-                install(layer, MaskedContext, active=active)
+            install(getattr(layer, AFTER_POOL[kind]), AfterPool, active=active)
+            install(layer, Masked, active=active)
+        elif kind == "GlobalContext" and getattr(layer, "conv_attn", None) is not None:
+            # attention over positions: hidden ones at minus infinity
+            install(layer.conv_attn, Masked, active=active, fill=float("-inf"))  # type: ignore[arg-type]
+            install(layer, Masked, active=active)
         elif kind in GATES and not (kind == "GatherExcite" and getattr(layer, "extent", 0)):
             install(layer, MaskedGate, active=active)
         elif isinstance(layer, nn.BatchNorm2d):
             install(layer, MaskedBatchNorm, active=active)
         elif isinstance(layer, nn.GroupNorm):
             install(layer, MaskedGroupNorm, active=active)
-        elif kind in PER_POSITION or isinstance(layer, ON_MAPS):
+        elif isinstance(layer, ON_MAPS) or "2d" in kind or kind == "SpaceToDepth":  # LayerNorm2d, RmsNorm2d, BlurPool2d, ...
             install(layer, Masked, active=active)
         elif kind == "GlobalResponseNorm":  # its norm is a sum: zeros do not count; its bias does
             install(layer, Masked, active=active, channels_last=layer.channel_dim == -1)
@@ -257,40 +256,157 @@ def install_masks(model: nn.Module, active: Active) -> None:
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm) or kind.startswith(
             ("EvoNorm", "FilterResponseNorm", "InplaceAbn", "InPlaceABN")
         ):
-            raise UserError(f"{name} ({kind}) takes statistics over positions in a way that cannot leave hidden ones out")
+            raise NotSparse(f"{name} ({kind}) takes statistics over positions in a way that cannot leave hidden ones out")
 
 
-class _Watch(TorchFunctionMode):
-    """Notes what mixes all positions in a function of its own, where no layer can be changed: global pooling, attention."""
-
-    POOLS = ("mean", "adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "avg_pool2d")
-
-    def __init__(self, active: Active) -> None:
-        self.active = active
-        self.found: str | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        x = args[0] if args and isinstance(args[0], Tensor) else None
-        if self.active.pooling or x is None:
-            return out
-        if name == "scaled_dot_product_attention" or (name == "softmax" and x.ndim >= 3 and x.shape[-1] > 1 and x.shape[-2] > 1):
-            self.found = "attends over all positions"
-        elif name in self.POOLS and isinstance(out, Tensor) and _pooled(x, out):
-            self.found = f"pools all positions ({name})"
-        return out
+# ---------------------------------------------------------------- does it hold?
 
 
-def _pooled(x: Tensor, out: Tensor) -> bool:
-    """Whether a map lost both its spatial dimensions, in either layout."""
-    if x.ndim != 4 or not out.numel() or x.numel() // out.numel() < 4:
-        return False
-    nchw = x.shape[2] > 1 and x.shape[3] > 1 and tuple(out.shape) in {(*x.shape[:2],), (*x.shape[:2], 1, 1)}
-    nhwc = x.shape[1] > 1 and x.shape[2] > 1 and tuple(out.shape) in {(x.shape[0], x.shape[3]), (x.shape[0], 1, 1, x.shape[3])}
-    return nchw or nhwc
+class NotSparse(Exception):
+    """The end of a sentence about why a network cannot keep hidden positions out."""
 
 
-def watch(active: Active) -> _Watch:
-    """`with watch(active) as w: ...; w.found` says in words what a changed network still mixes over hidden positions."""
-    return _Watch(active)
+def make_sparse(
+    model: nn.Module, active: Active, grid: tuple[int, int], levels: Callable[[Tensor], Sequence[Tensor]], blank: Tensor
+) -> None:
+    """Change a convnet's layers, and try whether it is sparse then. Leaves weights, statistics and random state as they were.
+
+    It is tried with all parameters shifted, for biases and scales that start at zero say nothing, in two ways. Every layer's input
+    and output must be zero where hidden; one that fills positions by parameters of its own is changed too. And a canvas twice as
+    high, of which the rest is hidden, must give the same maps: whatever attends to, pools or counts hidden positions gives others.
+
+    Args:
+        model: a timm backbone.
+        active: what the changed layers will read.
+        grid: rows and columns of its coarsest map.
+        levels: images to feature maps.
+        blank: `(1, C, H, W)`, for its size, type and device.
+
+    Raises:
+        NotSparse: it is none; all layers are restored then.
+        UserError: if pictures of this size do not fit its strides; likewise.
+    """
+    images = torch.randn(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+    try:
+        with undisturbed(model), torch.no_grad(), _Shifted(model):
+            install_masks(model, active)
+            _show_top(active, grid)
+            _fill_up(model, active, lambda: levels(images * active.map(_size(images)).to(images.dtype)))
+            sizes = set(active.sizes)
+            _check_sizes(sizes, grid, _size(images))
+            _check_layers(model, active, grid, lambda: levels(images * active.map(_size(images)).to(images.dtype)))
+            _check_canvas(active, grid, levels, images)
+    except Exception:
+        restore(model)
+        raise
+    finally:
+        active.clear()
+    active.sizes = sizes
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return (x.shape[-2], x.shape[-1])
+
+
+class _Shifted:
+    """All parameters a little elsewhere, for as long as it lasts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = list(model.parameters())
+
+    def __enter__(self) -> None:
+        self.kept = [p.detach().clone() for p in self.parameters]
+        for p in self.parameters:
+            # weights by about what keeps the size of a signal: at their first values some branches are too faint to be seen
+            p.add_(torch.randn_like(p) * (0.5 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.05))
+
+    def __exit__(self, *_: Any) -> None:
+        for p, old in zip(self.parameters, self.kept, strict=True):
+            p.copy_(old)
+
+
+def _show_top(active: Active, grid: tuple[int, int], height: int = 1) -> None:
+    """Show every second square of the upper half, of a canvas `height` times as high."""
+    h, w = grid
+    seen, top = torch.zeros(1, h * height, w, dtype=torch.bool), max(1, h // 2)
+    seen[:, :top] = (torch.arange(top * w) % 2 == 0).view(1, top, w)
+    active.show(seen, float(seen.float().mean()))
+
+
+def _empty(active: Active, x: Tensor, *, channels_last: bool = False) -> bool:
+    """Whether hidden positions of a map are zero."""
+    x = x.permute(0, 3, 1, 2) if channels_last else x
+    return active.pooled(x) or not bool((x * (1 - active.at(_size(x)).to(x))).any())
+
+
+def _fill_up(model: nn.Module, active: Active, run: Callable[[], Any]) -> None:
+    """Change what fills hidden positions although they came in empty: parametrised activations, affine layers, biases of blocks."""
+    found: dict[nn.Module, bool] = {}  # and whether its channels are last
+
+    def look(layer: nn.Module, inputs: Any, out: Any) -> Any:
+        x = inputs[0] if inputs else None
+        if isinstance(layer, Change) or not (isinstance(x, Tensor) and isinstance(out, Tensor) and x.ndim == out.ndim == 4):
+            return None
+        last = not _empty(active, x) and _empty(active, x, channels_last=True)
+        if not (last or _empty(active, x)) or _empty(active, out, channels_last=last):
+            return None
+        found[layer] = last
+        return active.hide(out, channels_last=last)
+
+    hooks = [layer.register_forward_hook(look) for layer in model.modules()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer, last in found.items():
+        install(layer, Masked, active=active, channels_last=last)
+
+
+def _check_sizes(sizes: set[tuple[int, int]], grid: tuple[int, int], picture: tuple[int, int]) -> None:
+    odd = sorted(s for s in sizes if any(n % g for n, g in zip(s, grid, strict=True)))
+    if odd:
+        stride = 1 << max(0, round(picture[0] / grid[0]) - 1).bit_length()
+        near_size = max(2, round(picture[0] / stride)) * stride
+        raise UserError(
+            f"data.image_size: got {picture[0]}x{picture[1]}; maps of {odd[-1][0]}x{odd[-1][1]} positions in this backbone are no whole "
+            f"multiple of its last one's {grid[0]}x{grid[1]}, whose squares are what spark hides; try {near_size}"
+        )
+
+
+def _check_layers(model: nn.Module, active: Active, grid: tuple[int, int], run: Callable[[], Sequence[Tensor]]) -> None:
+    names = {layer: name for name, layer in model.named_modules()}
+    filled: list[str] = []
+
+    def look(layer: nn.Module, inputs: Any) -> None:
+        x, last = inputs[0], getattr(layer, "channels_last", False)
+        if x.ndim != 4 or any(n % g for n, g in zip(x.shape[1:3] if last else x.shape[2:], grid, strict=True)):
+            return  # a vector, or a map that is padded for this layer alone
+        if not _empty(active, x, channels_last=last):
+            filled.append(f"{names[layer]} ({layer.original.__name__})")  # type: ignore[union-attr]
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in model.modules() if isinstance(layer, Change)]
+    try:
+        maps = run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if filled:
+        raise NotSparse(f"in this one something is put into hidden positions before {filled[0]}")
+    for m in maps:
+        if not _empty(active, m):
+            raise NotSparse(f"this one fills hidden positions of its map of {m.shape[-2]}x{m.shape[-1]}")
+
+
+def _check_canvas(active: Active, grid: tuple[int, int], levels: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> None:
+    seen = images * active.map(_size(images)).to(images.dtype)
+    maps = levels(seen)
+    _show_top(active, grid, height=2)
+    try:
+        higher = levels(torch.cat([seen, torch.zeros_like(seen)], dim=2))
+    except Exception as error:  # families refuse another size in ways of their own
+        raise NotSparse(f"this one takes pictures of one size only, so that it cannot be tried ({type(error).__name__})") from error
+    for a, b in zip(maps, higher, strict=True):
+        # measured: sparse families agree to 1e-6 of the largest value, those that pool or attend differ by 1e-4 and more
+        if not torch.allclose(a, b[:, :, : a.shape[2]], rtol=0, atol=2e-5 * float(a.abs().max())):
+            raise NotSparse(f"this one mixes hidden positions into its map of {a.shape[-2]}x{a.shape[-1]}, by attention or pooling")

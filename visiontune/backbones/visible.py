@@ -9,7 +9,7 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from visiontune.backbones.face import fitting_masked_methods, is_plain_vit
+from visiontune.backbones.face import fitting_masked_methods, is_plain_vit, undisturbed
 from visiontune.backbones.install import Change
 from visiontune.errors import UserError
 from visiontune.masking import take
@@ -50,6 +50,11 @@ def let_patches_out(vit: Any, name: str, method: str) -> None:
             f"patches from the encoder's sequence; for this backbone use {fitting_masked_methods(vit)}"
         )
     vit.patch_drop = KeepVisible(vit.num_prefix_tokens, with_indices=isinstance(vit, Eva), instead_of=vit.patch_drop)
+
+
+def is_prepared(model: nn.Module) -> bool:
+    """Whether a method changed it, and has not given it back."""
+    return any(isinstance(part, Change | KeepVisible) for part in model.modules())
 
 
 def release_patches(vit: Any) -> None:
@@ -105,7 +110,7 @@ def patch_embedding(model: nn.Module, images: Tensor) -> tuple[nn.Module, str, t
     seen: list[Any] = []
     hook = layer.register_forward_hook(lambda _, __, out: seen.append(out))
     try:
-        with torch.no_grad():
+        with undisturbed(model), torch.no_grad():
             model.forward_features(images)
     finally:
         hook.remove()
@@ -133,5 +138,6 @@ def check_grid(name: str, size: tuple[int, int], patch: tuple[int, int]) -> tupl
     """
     (H, W), (p, q) = size, patch
     if H % p or W % q:
-        raise UserError(f"data.image_size: got {H}x{W}, which {name} of {p}x{q} pixels do not divide; take a multiple of {p}")
+        cure = f"a multiple of {p}" if p == q else f"multiples of {p} and {q}"
+        raise UserError(f"data.image_size: got {H}x{W}, which {name} of {p}x{q} pixels do not divide; take {cure}")
     return H // p, W // q

@@ -1,8 +1,9 @@
 """I-JEPA. Assran et al. 2023, "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture" (arXiv 2301.08243).
 
 Deviations from the authors' code: target blocks all have the middle of their range of sizes and the context has a constant number of
-patches (see `multi_block_masking`), so that no step waits for the device or compiles anew; weight decay is constant; class and
-register tokens, where the backbone has them, see the picture but neither predict nor are predicted.
+patches (see `multi_block_masking`), so that no step waits for the device or compiles anew; weight decay is constant; the encoder keeps
+timm's initialisation and the predictor torch's; class and register tokens, where the backbone has them, see the picture but neither
+predict nor are predicted.
 
 B pictures, N patches, K of the context, T targets of A patches, D width of the encoder, E of the predictor.
 """
@@ -64,6 +65,12 @@ class IJEPA(Module):
         let_patches_out(vit, self.spec.name, "ijepa")
         if predictor_dim % predictor_heads:
             raise UserError(f"method.predictor_heads: got {predictor_heads}; method.predictor_dim ({predictor_dim}) is no multiple of it")
+        if getattr(vit, "global_pool", "avg") != "avg":
+            release_patches(vit)
+            raise UserError(
+                f"backbone: {self.spec.name} pools its {vit.global_pool!r} for an embedding, and ijepa trains patch tokens alone; make it "
+                "with global_pool='avg' (and fc_norm=False, or use_fc_norm=False for eva), or give its name"
+            )
         self.targets, self.target_scale, self.momentum_start = targets, target_scale, momentum_start
         self.grid = check_grid("patches", self.picture_size, tuple(vit.patch_embed.patch_size))
         D, E = vit.embed_dim, predictor_dim
@@ -86,10 +93,11 @@ class IJEPA(Module):
         self.predictor_embed = nn.Linear(D, E)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.register_buffer("predictor_pos", sincos_positions(E, self.grid, prefix=0), persistent=False)
+        self.register_buffer("predictor_pos", sincos_positions(E, self.grid, prefix=0, what="method.predictor_dim"), persistent=False)
         self.predictor_blocks = NarrowViT(E, predictor_depth, predictor_heads)
         self.predictor_norm = nn.LayerNorm(E, eps=1e-6)
         self.predictor_out = nn.Linear(E, D)
+        self.load_rest_of(common.get("weights"))
 
     def mask(self, images: Tensor, generator: torch.Generator | None = None) -> MultiBlock:
         sizes = {"targets": self.targets, "target_scale": self.target_scale}
@@ -131,6 +139,13 @@ class IJEPA(Module):
         )
         return loss
 
+    def on_fit_start(self) -> None:
+        if self.trainer.precision in ("bf16-true", "16-true") or "FSDP" in type(self.trainer.strategy).__name__:
+            raise UserError(
+                f"trainer: ijepa's target follows the encoder by less than half precision can add up, and as whole tensors; got precision "
+                f"{self.trainer.precision} and {type(self.trainer.strategy).__name__}; take bf16-mixed or 32-true, and ddp"
+            )
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         momentum = optim.ema_momentum(self.trainer.global_step, self.scheduled_steps, self.momentum_start)
@@ -152,15 +167,18 @@ class IJEPA(Module):
         return [self.backbone, self.target]
 
     def load_rest(self, path: str) -> list[str]:
-        """The target starts as the encoder does."""
+        """The target starts as the encoder does, which is the target's weights where a file holds both."""
+        notes = super().load_rest(path)
         self.target.load_state_dict(self.backbone.state_dict())
-        return []
+        return notes
 
     def release(self) -> nn.Module:
         super().release()
         release_patches(self.backbone)
         release_patches(self.target)
-        return self.target.requires_grad_(True)
+        for kept, trained in zip(self.target.parameters(), self.backbone.parameters(), strict=True):
+            kept.requires_grad_(trained.requires_grad)
+        return self.target
 
     @torch.no_grad()
     def pictures(self, images: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:

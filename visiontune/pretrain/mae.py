@@ -1,7 +1,8 @@
 """Masked autoencoder. He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners" (arXiv 2111.06377).
 
 Deviations from the authors' code: the embedding is the mean of the patch tokens after the last norm (their fine-tuning uses the
-mean too; the class token gets no training signal of its own), and layers keep timm's initialisation.
+mean too; the class token gets no training signal of its own); the encoder keeps timm's initialisation and the decoder torch's;
+positions that a backbone brings with its weights are kept, and not trained either.
 
 B pictures, N patches, K visible ones, M = N - K hidden ones, D encoder width, E decoder width, P numbers in a patch.
 """
@@ -12,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from visiontune.backbones import mean_of_patches, tensors_with
+from visiontune.backbones import mean_of_patches
 from visiontune.backbones.positions import set_sincos_positions, sincos_positions
 from visiontune.backbones.visible import check_grid, forward_visible, let_patches_out, release_patches
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError
 from visiontune.heads.narrow_vit import NarrowViT
 from visiontune.losses import paint, patchify, pixel_loss
 from visiontune.masking import Masking, block_masking, random_masking, take
@@ -25,7 +26,6 @@ from visiontune.ranges import OpenFraction, PositiveInt
 # Appendix A, table 8: random resized crop and flip, nothing else. lr is for a batch of 256.
 VIEWS = {"crop_scale": (0.2, 1.0), "flip": 0.5}
 OPTIM = {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.05, "betas": (0.9, 0.95)}
-DECODER = ("decoder_embed.", "mask_token", "decoder_blocks.", "decoder_norm.", "decoder_pred.")
 
 
 class MAE(Module):
@@ -77,7 +77,7 @@ class MAE(Module):
         self.decoder_embed = nn.Linear(D, E)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.register_buffer("decoder_pos", sincos_positions(E, self.grid, prefix=0), persistent=False)
+        self.register_buffer("decoder_pos", sincos_positions(E, self.grid, prefix=0, what="method.decoder_dim"), persistent=False)
         self.decoder_blocks = NarrowViT(E, decoder_depth, decoder_heads)
         self.decoder_norm = nn.LayerNorm(E, eps=1e-6)
         self.decoder_pred = nn.Linear(E, P)
@@ -130,22 +130,6 @@ class MAE(Module):
         masking = self.mask(images, generator)
         painted = self.decode(self.encode(images, masking), masking, everything=True)
         return paint(images, painted, masking.mask, self.patch_size, normalized=self.norm_pixels, mean=self.mean, std=self.std)
-
-    def load_rest(self, path: str) -> list[str]:
-        """The decoder, from a file of facebookresearch/mae that holds one, or from a checkpoint of this class."""
-        own = {k: v for k, v in self.state_dict().items() if k.startswith(DECODER)}
-        found = {k: v for k, v in tensors_with(path, "decoder_pred.weight").items() if k.startswith(DECODER)}
-        if not found:
-            return []
-        misfits = [k for k in own if k not in found or found[k].shape != own[k].shape] + [k for k in found if k not in own]
-        if misfits:
-            E, depth = found["decoder_embed.weight"].shape[0], len({k.split(".")[1] for k in found if k.startswith("decoder_blocks.")})
-            return [
-                f"its decoder was NOT loaded and starts at random: {some(misfits, 3)} differ; it has width {E} and {depth} blocks, "
-                "so set method.decoder_dim and method.decoder_depth to these (and the same patches and channels) to go on with it"
-            ]
-        self.load_state_dict(found, strict=False)
-        return [f"{len(found)} tensors of the decoder loaded from {path}"]
 
     def release(self) -> nn.Module:
         release_patches(self.backbone)

@@ -2,21 +2,23 @@
 
 Deviations from the authors' code: any convnet of timm whose hidden positions can be kept out (it is tried when the module is made);
 global pooling counts visible positions alone; the coarsest map is the one that the embedding is pooled from, behind a last
-convolution where there is one.
+convolution where there is one; maps are normed by batch norm before the decoder for every family (theirs by layer norm for ConvNeXt)
+and always projected; AdamW for LAMB, with one beta2 for all families.
 
 B pictures, N = h * w squares of s pixels that are hidden or not, M hidden ones, P numbers in a square.
 """
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from visiontune.backbones import fitting_masked_methods, levels
+from visiontune.backbones import fitting_masked_methods, levels, undisturbed
 from visiontune.backbones.install import install, restore
-from visiontune.backbones.sparse import Active, MaskedBatchNorm, install_masks, watch
+from visiontune.backbones.sparse import Active, MaskedBatchNorm, NotSparse, make_sparse
 from visiontune.errors import UserError
 from visiontune.heads.unet import UNetDecoder
 from visiontune.losses import paint, patchify, pixel_loss
@@ -63,16 +65,17 @@ class SparK(Module):
                 f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, which must be at least 2x2 squares of "
                 "whole pixels, for they are what is hidden; take a larger picture, a multiple of 32, or smaller strides in backbone.args"
             )
+        blank = torch.zeros(1, self.spec.channels, H, W).to(next(self.backbone.parameters()))
         try:
-            maps = self._make_sparse()
-        except UserError as error:
-            restore(self.backbone)
+            make_sparse(self.backbone, self.active, self.grid, partial(levels, self.backbone), blank)
+        except NotSparse as error:
             raise UserError(
                 f"backbone.name: got {self.spec.name}; spark needs a convnet whose hidden positions stay out, and {error}; "
                 f"use {self._instead()}"
             ) from error
+        with torch.no_grad(), undisturbed(self.backbone):
+            maps = levels(self.backbone, blank)
         self.stride = H // h
-        self.leave_out_unreached(lambda images: levels(self.backbone, images))
 
         # ------------------------------------------------------------ decoder
         self.decoder = UNetDecoder(decoder_dim, self.stride, self.spec.channels)
@@ -87,6 +90,9 @@ class SparK(Module):
             self.norms.append(norm)
             self.mask_tokens.append(nn.init.trunc_normal_(torch.zeros(1, D, 1, 1), std=0.02))
             self.projections.append(nn.Conv2d(D, widths[rows], kernel, padding=kernel // 2))
+        self.leave_out_unreached(lambda images: [self.decode(self.encode(images, self.mask(images)))])
+        self.active.clear()
+        self.load_rest_of(common.get("weights"))
 
     def _coarsest(self) -> tuple[int, int]:
         """Rows and columns of the last map; of the patches of a plain ViT, where there is no map."""
@@ -95,33 +101,14 @@ class SparK(Module):
             raise UserError(f"backbone.name: got {self.spec.name}, which makes no map that spark could paint from; use {self._instead()}")
         return grid
 
-    @torch.no_grad()
-    def _make_sparse(self) -> list[Tensor]:
-        """Change the backbone's layers and try whether hidden positions stay empty; its maps, fine to coarse."""
-        install_masks(self.backbone, self.active)
-        weight, training = next(self.backbone.parameters()), self.backbone.training
-        self.backbone.eval()
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(2, self.spec.channels, *self.picture_size, generator=generator).to(weight)
-        half = (torch.arange(math.prod(self.grid), device=weight.device).view(1, *self.grid) % 2 == 0).expand(2, -1, -1)
-        self.active.show(half, float(half.float().mean()))
-        with watch(self.active) as watched:
-            maps = levels(self.backbone, images * self.active.map(self.picture_size).to(images.dtype))
-        filled = [m for m in maps if bool((m * (1 - self.active.map(tuple(m.shape[-2:])).to(m.dtype))).any())]
-        self.active.clear()
-        self.backbone.train(training)
-        if watched.found:
-            raise UserError(f"this one {watched.found} where no layer can be changed")
-        if filled:
-            raise UserError(f"this one fills hidden positions of its map of {filled[0].shape[-2]}x{filled[0].shape[-1]}")
-        return maps
-
     def _instead(self) -> str:
         fits = fitting_masked_methods(self.backbone)
         return "method: simmim" if "spark" in fits else fits
 
     def mask(self, images: Tensor, generator: torch.Generator | None = None) -> Masking:
-        return random_masking(images.shape[0], math.prod(self.grid), self.mask_ratio, device=images.device, generator=generator)
+        N = math.prod(self.grid)
+        visible = min(N - 1, max(1, round(N * (1 - self.mask_ratio))))  # rounded, as in the authors' code
+        return random_masking(images.shape[0], N, visible=visible, device=images.device, generator=generator)
 
     def encode(self, images: Tensor, masking: Masking) -> list[Tensor]:
         """`(B, C, H, W)` -> feature maps of all levels, fine to coarse, zero where hidden."""
@@ -148,10 +135,8 @@ class SparK(Module):
         target = take(patchify(images, (self.stride, self.stride)), masking.hidden)  # (B, M, P)
         loss = pixel_loss(take(painted, masking.hidden), target, normalize=self.norm_pixels)
         self.record(loss=loss, baseline=pixel_loss(None, target, normalize=self.norm_pixels))
+        self.active.clear_after(loss)
         return loss
-
-    def on_after_backward(self) -> None:
-        self.active.clear()  # not before: activation checkpointing runs the forward once more
 
     def represent(self, images: Tensor) -> Tensor:
         self.active.clear()
