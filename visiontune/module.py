@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from visiontune import backbones, optim
 from visiontune.backbones.visible import is_prepared
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError
 
 
 class Module(L.LightningModule):
@@ -162,30 +162,15 @@ class Module(L.LightningModule):
         convert_sync_batchnorm(self)
 
     def load_rest(self, path: str) -> list[str]:
-        """What else of this method a weights file holds (a decoder, say), and in words whether it was loaded.
-
-        A checkpoint of this class holds all; of other projects', facebookresearch/mae's hold MAE's decoder under the same names.
-        """
-        own = {k: v for k, v in self.state_dict().items() if k not in ("mean", "std") and not k.startswith(("backbone.", "target."))}
-        if not own:
-            return []
-        parts = {k.split(".", 1)[0] for k in own}
-        found = {k: v for k, v in backbones.tensors_with(path, next(reversed(own))).items() if k.split(".", 1)[0] in parts}
-        if not found:
-            return []
-        misfits = [k for k in own if k not in found]
-        misfits += [f"{k} {tuple(v.shape)}, needed {tuple(own[k].shape)}" for k, v in found.items() if k in own and v.shape != own[k].shape]
-        misfits += [k for k in found if k not in own]
-        if misfits:
-            return [f"{', '.join(sorted(parts))}: NOT loaded from {path}, they start at random; these differ: {some(misfits, 3)}"]
-        self.load_state_dict(found, strict=False)
-        return [f"{len(found)} tensors of {', '.join(sorted(parts))} loaded from {path}"]
+        """Load what else of this method a weights file holds (a decoder, say); in words what came of it."""
+        return backbones.load_beside(self, path)
 
     def load_rest_of(self, weights: str | None) -> None:
-        """What a method's constructor does at its end: `load_rest` where weights are a file, with a warning of what it says."""
+        """What a method's constructor does at its end: `load_rest` where weights are a file, with a warning of what did not fit."""
         if weights not in (None, "random", "timm"):
             for note in self.load_rest(weights):
-                warnings.warn(note, stacklevel=3)
+                if "NOT loaded" in note:
+                    warnings.warn(note, stacklevel=3)
 
     @property
     def picture_size(self) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from torch import nn
 
 from visiontune.backbones import create, levels
 from visiontune.backbones.install import install, restore
-from visiontune.backbones.sparse import Active, Masked, MaskedBatchNorm, MaskedGroupNorm, install_masks, make_sparse
+from visiontune.backbones.sparse import Active, Masked, MaskedBatchNorm, MaskedGroupNorm
+from visiontune.backbones.sparsify import install_masks, make_sparse
 
 FAMILIES = [
     "resnet18", "convnextv2_atto", "efficientnet_b0", "regnety_002", "nfnet_l0", "gcresnet33ts", "skresnet18", "resnest14d", "hgnetv2_b0",
@@ -90,8 +91,8 @@ def test_with_nothing_hidden_it_is_timms_network_and_its_running_statistics(name
     plain = randomise(create(name, image_size=64)).train()
     model, active = copy.deepcopy(plain), Active()
     sparse(model, active)
-    active.show(torch.ones(2, 2, 2, dtype=torch.bool), 1.0)
-    images = torch.randn(2, 3, 64, 64)
+    active.show(torch.ones(8, 2, 2, dtype=torch.bool), 1.0)
+    images = torch.randn(8, 3, 64, 64)
     for module in (plain, model):  # dropout off, batch statistics on
         for layer in module.modules():
             if isinstance(layer, nn.Dropout):

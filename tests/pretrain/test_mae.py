@@ -260,6 +260,14 @@ def test_it_equals_the_implementation_of_transformers():
     assert torch.allclose(painted, out.logits, atol=1e-4)
 
 
+def test_a_run_says_what_came_of_the_decoder(tmp_path):
+    module = mae()
+    torch.save(module.backbone.state_dict(), tmp_path / "backbone.pt")
+    assert "start at random" in module.load_rest(str(tmp_path / "backbone.pt"))[0]
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "last.ckpt")
+    assert "19 tensors of decoder_blocks, decoder_embed" in module.load_rest(str(tmp_path / "last.ckpt"))[0]
+
+
 def test_a_published_checkpoint_goes_on_with_its_decoder(tmp_path):
     """facebookresearch/mae's names: an encoder without prefix, `decoder_*` beside it, all under `model`."""
     torch.manual_seed(1)
@@ -270,11 +278,11 @@ def test_a_published_checkpoint_goes_on_with_its_decoder(tmp_path):
     state = {k.removeprefix("backbone."): v for k, v in teacher.state_dict().items() if k not in ("mean", "std")}
     state["decoder_pos_embed"] = torch.cat([torch.zeros(1, 1, 16), teacher.decoder_pos], dim=1)
     torch.save({"model": state}, tmp_path / "mae.pth")
-    again = mae()
-    with pytest.warns(UserWarning, match=r"\d+ tensors of decoder_blocks, decoder_embed, .* loaded"):
-        again = MAE("vit_tiny_patch16_224", image_size=32, backbone_args=SMALL, weights=str(tmp_path / "mae.pth"), **DECODER).eval()
+    again = MAE("vit_tiny_patch16_224", image_size=32, backbone_args=SMALL, weights=str(tmp_path / "mae.pth"), **DECODER).eval()
     images, masking = torch.randn(2, 3, 32, 32), random_masking(2, 16, 0.75)
     a, b = (m.decode(m.encode(images, masking), masking) for m in (teacher, again))
     assert torch.equal(a, b)
     with pytest.warns(UserWarning, match=r"NOT loaded from .*mae.pth, they start at random; .*\(16, 32\), needed \(32, 32\)"):
-        MAE("vit_tiny_patch16_224", image_size=32, backbone_args=SMALL, weights=str(tmp_path / "mae.pth"), decoder_dim=32, decoder_heads=2)
+        MAE(
+            "vit_tiny_patch16_224", image_size=32, backbone_args=SMALL, weights=str(tmp_path / "mae.pth"), **(DECODER | {"decoder_dim": 32})
+        )

@@ -16,11 +16,11 @@ from visiontune.backbones.face import (
     tokens,
     undisturbed,
 )
-from visiontune.backbones.files import read_config, read_weights, tensors_with
-from visiontune.backbones.weights import LoadReport, load_weights
+from visiontune.backbones.files import read_config, read_weights
+from visiontune.backbones.weights import LoadReport, load_beside, load_weights
 
 __all__ = [
     "Face", "LoadReport", "Spec", "check_name", "create", "describe", "embed", "features", "fitting_masked_methods", "has_attention",
-    "is_plain_vit", "layer_order", "levels", "load_weights", "mean_of_patches", "reached", "read_config", "read_weights", "spec_of",
-    "tensors_with", "tokens", "undisturbed",
+    "is_plain_vit", "layer_order", "levels", "load_beside", "load_weights", "mean_of_patches", "reached", "read_config", "read_weights",
+    "spec_of", "tokens", "undisturbed",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from visiontune.backbones.files import read_config, read_weights
+from visiontune.backbones.files import read_config, read_weights, tensors_with
 from visiontune.errors import UserError, some
 
 # Not learned, or rebuilt by the model itself: a file may lack them.
@@ -113,6 +113,29 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
     report.matched = len(found)
     model.load_state_dict(found, strict=False)
     return report
+
+
+def load_beside(module: nn.Module, path: str | Path) -> list[str]:
+    """Load what stands beside the backbone in a method (a decoder, a projector), where a file holds it; in words what came of it.
+
+    A checkpoint of the method holds all; of other projects', facebookresearch/mae's hold MAE's decoder under the same names. Whole or
+    not at all.
+    """
+    own = {k: v for k, v in module.state_dict().items() if k not in ("mean", "std") and not k.startswith(("backbone.", "target."))}
+    if not own:
+        return []
+    parts = {k.split(".", 1)[0] for k in own}
+    named = ", ".join(sorted(parts))
+    found = {k: v for k, v in tensors_with(path, next(reversed(own))).items() if k.split(".", 1)[0] in parts}
+    if not found:
+        return [f"{named}: start at random, for {path} holds a backbone alone (checkpoints/last.ckpt of a run has all)"]
+    misfits = [k for k in own if k not in found]
+    misfits += [f"{k} {tuple(v.shape)}, needed {tuple(own[k].shape)}" for k, v in found.items() if k in own and v.shape != own[k].shape]
+    misfits += [k for k in found if k not in own]
+    if misfits:
+        return [f"{named}: NOT loaded from {path}, they start at random; these differ: {some(misfits, 3)}"]
+    module.load_state_dict(found, strict=False)
+    return [f"{len(found)} tensors of {named} loaded from {path}"]
 
 
 def _head_names(model: nn.Module) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from visiontune.backbones import fitting_masked_methods, levels, undisturbed
 from visiontune.backbones.install import install, restore
-from visiontune.backbones.sparse import Active, MaskedBatchNorm, NotSparse, make_sparse
+from visiontune.backbones.sparse import Active, MaskedBatchNorm
+from visiontune.backbones.sparsify import NotSparse, make_sparse
 from visiontune.errors import UserError
 from visiontune.heads.unet import UNetDecoder
 from visiontune.losses import paint, patchify, pixel_loss
