@@ -166,10 +166,12 @@ def test_gradcheck_of_masked_group_norm():
     assert torch.autograd.gradcheck(lambda x: layer(x * seen), (x,))
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-def test_masked_group_norm_equals_group_norm_of_the_gathered_positions(groups):
+@pytest.mark.parametrize(("groups", "bias"), [(1, True), (3, True), (1, False)])
+def test_masked_group_norm_equals_group_norm_of_the_gathered_positions(groups, bias):
     torch.manual_seed(0)
     plain = randomise(nn.GroupNorm(groups, 6))
+    if not bias:  # as in PoolFormer v2
+        plain.bias = None
     layer, active = copy.deepcopy(plain), Active()
     install(layer, MaskedGroupNorm, active=active)
     seen = show(active, B=3)

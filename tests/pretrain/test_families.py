@@ -30,7 +30,7 @@ def of(rows: list[dict[str, str]]) -> list:
 
 @pytest.mark.parametrize("row", of(TRAINING))
 def test_the_loss_of_a_fixed_batch_and_mask_falls_in_five_steps(row):
-    losses = losses_of(row["method"], row["model"], int(row["image_size"]))
+    losses = losses_of(row["method"], row["model"], int(row["image_size"]), float(row["lr"]))
     assert trains(losses), losses
 
 

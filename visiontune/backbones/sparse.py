@@ -172,7 +172,9 @@ class MaskedGroupNorm(Change):
             var = centred.square().sum((2, 3, 4), keepdim=True) / count
             out = (centred * (var + layer.eps).rsqrt()).view(B, C, h, w)
             if layer.weight is not None:
-                out = out * layer.weight.view(1, C, 1, 1) + layer.bias.view(1, C, 1, 1)
+                out = out * layer.weight.view(1, C, 1, 1)
+            if layer.bias is not None:
+                out = out + layer.bias.view(1, C, 1, 1)
         return _then_activate(layer, out.to(x.dtype), active)
 
 

@@ -166,6 +166,8 @@ def _check_sizes(sizes: set[tuple[int, int]], grid: tuple[int, int], picture: tu
     if odd:
         stride = 1 << max(0, round(picture[0] / grid[0]) - 1).bit_length()
         near_size = max(2, round(picture[0] / stride)) * stride
+        if near_size == picture[0] == picture[1]:
+            raise NotSparse(f"this one has maps of {odd[-1][0]}x{odd[-1][1]} positions above its last of {grid[0]}x{grid[1]}")
         raise UserError(
             f"data.image_size: got {picture[0]}x{picture[1]}; maps of {odd[-1][0]}x{odd[-1][1]} positions in this backbone are no whole "
             f"multiple of its last one's {grid[0]}x{grid[1]}, whose squares are what spark hides; try {near_size}"
