@@ -93,6 +93,12 @@ def test_plain_timm_loads_the_weights_with_class_names_and_statistics(tmp_path, 
     assert torch.equal(best["backbone.head.fc.weight"], model.get_classifier().weight)
 
 
+def test_a_run_of_few_steps_has_metrics_all_the_same(tmp_path, recipes):
+    recipe = recipes["mae"] | {"epochs": 1, "trainer": recipes["mae"]["trainer"] | {"log_every_n_steps": 10}}
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(tmp_path / "run")]) == 0
+    assert len(losses(tmp_path / "run")) == 3
+
+
 def test_mae_weights_give_timm_the_same_embedding(tmp_path, recipes):
     out = tmp_path / "run"
     assert main([write(tmp_path / "r.yaml", recipes["mae"] | {"epochs": 1}), "--out", str(out)]) == 0

@@ -85,6 +85,19 @@ def test_a_timm_module_of_ones_own_is_used_as_it_is_and_asked_for_again(tmp_path
         SimCLR.load_from_checkpoint(tmp_path / "c.ckpt")
 
 
+@pytest.mark.parametrize("kind", ["mae", "simmim", "spark", "ijepa"])
+def test_reports_show_the_same_masks_each_time_and_leave_training_alone(kind):
+    module, _ = build(kind, "uint8")
+    module.eval()
+    first, again = (module.pictures(images("uint8")[:8], torch.Generator().manual_seed(0)) for _ in range(2))
+    assert list(first) == (["original", "context", "targets"] if kind == "ijepa" else ["original", "masked", "painted", "pasted"])
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert all(v.shape == (8, 3, 32, 32) for v in first.values())
+    clean = module.represent(images("uint8"))
+    module.pictures(images("uint8")[:8])
+    assert torch.equal(module.represent(images("uint8")), clean)
+
+
 def test_uint8_and_its_normalised_float_are_the_same_picture():
     module, _ = build("simclr", "uint8")
     module.eval()

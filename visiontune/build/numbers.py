@@ -66,7 +66,11 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     rest = f" ({left} pictures are left out, others in each epoch)" if left else ""
     repeats = found.data.repeats
     times = f" x {repeats} repeats" if repeats > 1 else ""
-    notes.append(f"steps {steps * repeats * found.epochs}: {found.epochs} epochs of {steps} batches of {batch}{times}{rest}")
+    total = steps * repeats * found.epochs
+    if found.trainer.log_every_n_steps > total > 0:
+        found.trainer.log_every_n_steps = max(1, total // 10)
+        notes.append(f"metrics every {found.trainer.log_every_n_steps} steps: the whole run has {total}")
+    notes.append(f"steps {total}: {found.epochs} epochs of {steps} batches of {batch}{times}{rest}")
     return found, notes
 
 
