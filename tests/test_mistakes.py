@@ -40,7 +40,7 @@ MISTAKES = [
     ("a missing section", {"backbone": None}, "backbone: is missing"),
     ("a missing task", {"task": None}, "task: is missing; allowed: pretrain, classify"),
     ("an unknown task", {"task": "classification"}, "task: got 'classification'; allowed: pretrain, classify; did you mean 'classify'?"),
-    ("an unknown method", {"method": "maee"}, "method: got 'maee'; allowed: mae, simclr; did you mean 'mae'?"),
+    ("an unknown method", {"method": "maee"}, "method: got 'maee'; allowed: ijepa, mae, simclr, simmim, spark; did you mean 'mae'?"),
     ("a method's unknown option", {"method__temperature": 1}, "method.temperature: unknown key"),
     ("an unknown backbone", {"backbone__name": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
     ("a backbone that the method cannot train", {"backbone__name": "resnet18"}, "mae needs a plain vision transformer"),

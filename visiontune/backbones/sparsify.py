@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visiontune.backbones.face import undisturbed
+from visiontune.backbones.face import has_attention, undisturbed
 from visiontune.backbones.install import Change, install, restore
 from visiontune.backbones.sparse import Active, AfterPool, Masked, MaskedBatchNorm, MaskedGate, MaskedGroupNorm
 from visiontune.errors import UserError
@@ -91,7 +91,7 @@ def make_sparse(
             _show_top(active, grid)
             _fill_up(model, active, lambda: levels(images * active.map(_size(images)).to(images.dtype)))
             sizes = set(active.sizes)
-            _check_sizes(sizes, grid, _size(images))
+            _check_sizes(model, sizes, grid, _size(images))
             _check_layers(model, active, grid, lambda: levels(images * active.map(_size(images)).to(images.dtype)))
             _check_canvas(active, grid, levels, images)
     except Exception:
@@ -161,11 +161,13 @@ def _fill_up(model: nn.Module, active: Active, run: Callable[[], Any]) -> None:
         install(layer, Masked, active=active, channels_last=last)
 
 
-def _check_sizes(sizes: set[tuple[int, int]], grid: tuple[int, int], picture: tuple[int, int]) -> None:
+def _check_sizes(model: nn.Module, sizes: set[tuple[int, int]], grid: tuple[int, int], picture: tuple[int, int]) -> None:
     odd = sorted(s for s in sizes if any(n % g for n, g in zip(s, grid, strict=True)))
     if odd:
         stride = 1 << max(0, round(picture[0] / grid[0]) - 1).bit_length()
         near_size = max(2, round(picture[0] / stride)) * stride
+        if has_attention(model):  # what looks like odd maps are its heads and windows
+            raise NotSparse("in this one positions attend to each other")
         if near_size == picture[0] == picture[1]:
             raise NotSparse(f"this one has maps of {odd[-1][0]}x{odd[-1][1]} positions above its last of {grid[0]}x{grid[1]}")
         raise UserError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from visiontune.backbones import mean_of_patches, tokens
 from visiontune.backbones.install import install, restore
-from visiontune.backbones.visible import MaskedTokens, TokenMask, check_grid, patch_embedding
+from visiontune.backbones.visible import MaskedTokens, TokenMask, patch_embedding
 from visiontune.errors import UserError
 from visiontune.losses import paint, patchify, pixel_loss
 from visiontune.masking import Masking, enlarge, grid_masking, take
@@ -52,10 +52,11 @@ class SimMIM(Module):
         super().__init__(backbone, **common)
         self.mask_ratio, self.norm_pixels = mask_ratio, norm_pixels
         H, W = self.picture_size
+        if H % mask_size or W % mask_size or (mask_size, mask_size) == (H, W):
+            sizes = ", ".join(str(n) for n in range(2, min(H, W) // 2 + 1) if H % n == 0 and W % n == 0)
+            raise UserError(f"method.mask_size: got {mask_size}; pictures of {H}x{W} are whole numbers of squares of {sizes} pixels")
         self.mask_patch = (mask_size, mask_size)
-        self.grid = check_grid("method.mask_size", (H, W), self.mask_patch)
-        if self.grid == (1, 1):
-            raise UserError(f"method.mask_size: got {mask_size}, the whole picture of {H}x{W}; take a quarter of its side or less")
+        self.grid = (H // mask_size, W // mask_size)
         if self.face.grid is None or self.face.token_width is None:
             raise UserError(f"backbone.name: got {self.spec.name}, whose last features are no grid of positions, which simmim paints from")
         h, w = self.face.grid
