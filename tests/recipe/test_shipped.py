@@ -29,7 +29,7 @@ def test_loads_and_builds(name, pictures, monkeypatch):
         tables = build.find_pictures(recipe)
         derived, notes = build.derive(recipe, tables, processes=1)
         module, _ = build.make_module(derived, tables)
-        assert module.total_steps == len(tables.train) // 8 * recipe.epochs
+        assert module.total_steps == len(tables.train) // 8 * recipe.epochs * recipe.data.repeats
         assert notes
 
 
