@@ -85,6 +85,22 @@ def recipes(pictures) -> dict[str, dict]:
     }
 
 
+def losses_on_one_batch(module, images: torch.Tensor, lr: float = 3e-3) -> list[float]:
+    """Six steps of a masked method on one batch and one mask; afterwards every trained parameter must have a gradient."""
+    mask = module.mask(images)
+    module.mask = lambda *_: mask
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for _ in range(6):
+        loss = module.training_step(images, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+    return losses
+
+
 def run_command(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     """`python -m WORDS ...` as a user types it."""
     return subprocess.run(

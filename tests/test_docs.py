@@ -1,6 +1,8 @@
 """What the README and the docs tell people to type."""
 
+import csv
 import re
+import statistics
 import subprocess
 import sys
 
@@ -39,14 +41,28 @@ def test_the_data_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):
 
 
 def test_the_masked_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_path):
-    (code,) = blocks("docs/masked.md", "python")
+    code = "\n".join(blocks("docs/masked.md", "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.stdout == "ResNet (2, 512)\n", done.stderr
+    assert done.stdout == "ResNet (2, 512)\ntensor([79, 79])\n", done.stderr
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from masked_families import MARKS, read_rows, table
 
     text = (ROOT / "docs/masked.md").read_text()
     assert text.partition(MARKS[0])[2].partition(MARKS[1])[0].strip() == table(read_rows())
+
+
+def test_the_accuracies_of_the_masked_page_are_those_of_the_csv():
+    text = (ROOT / "docs/masked.md").read_text()
+    with (ROOT / "benchmarks/masked_cifar.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for recipe in {r["recipe"] for r in rows}:
+        own = [r for r in rows if r["recipe"] == recipe]
+        assert len(own) == 3
+        cells = []
+        for column in ("probe_start", "probe", "tuned_scratch", "tuned"):
+            values = [float(r[column]) for r in own]
+            cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}")
+        assert f"| {' | '.join(cells)} |" in text, (recipe, cells)
 
 
 def test_commands_in_the_pages_name_recipes_that_exist():

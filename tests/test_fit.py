@@ -290,6 +290,8 @@ def test_a_dry_run_writes_nothing(tmp_path, recipes, capsys, monkeypatch):
 def test_folders_that_are_taken_and_runs_that_are_finished_name_the_cure(tmp_path, recipes, capsys):
     path, out = write(tmp_path / "r.yaml", recipes["simclr"] | {"epochs": 1}), tmp_path / "run"
     assert main([path, "--out", str(out)]) == 0
+    assert main([path, "--out", str(out), "--dry-run"]) == 2
+    assert "holds a finished run" in capsys.readouterr().err
     assert main([path, "--out", str(out)]) == 2
     assert "holds a finished run; give another folder with --out, or remove it" in capsys.readouterr().err
     assert main(["--resume", str(out)]) == 2

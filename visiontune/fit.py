@@ -72,6 +72,7 @@ def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool
     # All stages are built once before anything is written or trained: a mistake in the last one must not cost the first one's hours.
     prepared = build.rehearse(loaded.stages)
     if dry_run:
+        Run.check_free(folder)
         for stage, found in prepared.items():
             print("\n".join([f"--- {stage or loaded.name}", *found.notes]))
         print(f"dry run: the recipe is sound; without --dry-run it would be run in {Path(folder).absolute()}")

@@ -5,6 +5,7 @@ B pictures, V views, C channels, D width.
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import lightning as L
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from visiontune import backbones, optim
 from visiontune.backbones.visible import is_prepared
 from visiontune.errors import UserError
+from visiontune.ranges import check_options
 
 
 class Module(L.LightningModule):
@@ -76,7 +78,10 @@ class Module(L.LightningModule):
             )
         # A module cannot be a hyperparameter: it is left out and asked for again. Weights are in the checkpoint by then.
         self.save_hyperparameters(ignore=["weights"] + ([] if isinstance(backbone, str) else ["backbone"]))
+        if problem := check_options(type(self).__init__, self.hparams):
+            raise UserError(f"{type(self).__name__}: {problem}")
         size = tuple(image_size) if isinstance(image_size, Sequence) else image_size
+        own = not isinstance(backbone, str)
         if isinstance(backbone, str):
             backbone = backbones.create(
                 backbone, image_size=size, channels=channels, num_classes=num_classes, pretrained=weights == "timm", args=backbone_args
@@ -87,10 +92,11 @@ class Module(L.LightningModule):
             )
         self.backbone = backbone
         self.spec = backbones.spec_of(backbone)
+        if own and size is not None:
+            self.spec = replace(self.spec, image_size=size)  # a module of one's own may note the size of its weights
         if weights not in ("random", "timm"):
             backbones.load_weights(backbone, weights)
-        face = backbones.describe(backbone, size or self.spec.image_size, self.spec.channels)
-        self.face = face
+        face = self.face = backbones.describe(backbone, size or self.spec.image_size, self.spec.channels)
         if len(face.strides) > 1:  # convolutions are faster so, on CPU and GPU
             self.backbone.to(memory_format=torch.channels_last)
 
@@ -101,18 +107,20 @@ class Module(L.LightningModule):
                 values = [sum(values) / len(values)] * channels
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, channels, 1, 1))
 
-        own = dict(Module.OPTIM, betas=(0.9, 0.999), momentum=0.9) | self.OPTIM
-        self.optimizer_name: str = optimizer or own["name"]
-        self.lr: float = own["lr"] if lr is None else lr
-        self.weight_decay: float = own["weight_decay"] if weight_decay is None else weight_decay
-        self.betas = tuple(betas or own["betas"])
-        self.momentum: float = own["momentum"] if momentum is None else momentum
+        defaults = dict(Module.OPTIM, betas=(0.9, 0.999), momentum=0.9) | self.OPTIM
+        self.optimizer_name: str = optimizer or defaults["name"]
+        self.lr: float = defaults["lr"] if lr is None else lr
+        self.weight_decay: float = defaults["weight_decay"] if weight_decay is None else weight_decay
+        self.betas = tuple(betas or defaults["betas"])
+        self.momentum: float = defaults["momentum"] if momentum is None else momentum
         self.warmup_steps, self.total_steps, self.min_lr_factor = warmup_steps, total_steps, min_lr_factor
         self.layer_decay, self.clip = layer_decay, clip
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         self._left_out: list[nn.Parameter] = []
+        self._released = False
         self.scheduled_steps = 1
+        self.notes: list[str] = []  # decisions of the method, in words
 
     # ---------------------------------------------------------------- pictures in
 
@@ -131,7 +139,13 @@ class Module(L.LightningModule):
         return floats.sub_(mean).div_(std)
 
     def views(self, batch: Any) -> list[Tensor]:
-        """The pictures of a batch as a list of normalised views; one view for batches of single pictures."""
+        """The pictures of a batch as a list of normalised views; one view for batches of single pictures.
+
+        Raises:
+            UserError: after `release`, when what a method needs in the backbone is gone.
+        """
+        if self._released:
+            raise UserError(f"{type(self).__name__}: release() has given its backbone back; make a new one to train on")
         if isinstance(batch, Tensor):
             return [self.normalize(batch)]
         if all(isinstance(x, Tensor) and x.ndim == 4 for x in batch):
@@ -154,7 +168,7 @@ class Module(L.LightningModule):
         """The backbone to keep, as timm makes it: without what a method changed in it for its training."""
         for parameter in self._left_out:
             parameter.requires_grad_(True)
-        self._left_out = []
+        self._left_out, self._released = [], True
         return self.backbone
 
     def sync_batch_norms(self) -> None:

@@ -42,14 +42,26 @@ class Run:
         self.model = self.folder / "weights" / "model"
 
     @classmethod
-    def create(cls, folder: str | Path, *, resume_hint: bool = True) -> "Run":
+    def create(cls, folder: str | Path) -> "Run":
         """Make the folder.
 
         Raises:
             UserError: if it is there and not empty.
         """
+        run = cls.check_free(folder)
+        if is_first_process():
+            run.folder.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @classmethod
+    def check_free(cls, folder: str | Path) -> "Run":
+        """A folder that can be made, or is empty.
+
+        Raises:
+            UserError: if it is there and not empty.
+        """
         run = cls(folder)
-        if not is_first_process():
+        if not is_first_process():  # it has been made by then
             return run
         if run.folder.exists() and not run.folder.is_dir():
             raise UserError(f"--out: {run.folder} is a file; give the name of a folder that is new or empty")
@@ -60,7 +72,6 @@ class Run:
             raise UserError(
                 f"--out: {run.folder} {state}; {go_on}give another folder with --out, or remove it (rm -r {shlex.quote(str(folder))})"
             )
-        run.folder.mkdir(parents=True, exist_ok=True)
         return run
 
     @classmethod

@@ -3,6 +3,7 @@ import torch
 import transformers
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
+from tests.conftest import losses_on_one_batch
 from visiontune import MAE
 from visiontune.backbones import create, embed
 from visiontune.backbones.positions import sincos_positions
@@ -109,18 +110,8 @@ def test_positions_are_laid_out_as_in_the_implementation_of_transformers(grid):
     assert torch.allclose(sincos_positions(32, grid, prefix=1)[0], theirs.roll(16, dims=1), atol=1e-6)
 
 
-def test_loss_falls_on_one_fixed_batch():
-    module = mae().train()
-    images, masking = torch.randn(4, 3, 32, 32), random_masking(4, 16, 0.75)
-    module.mask = lambda _: masking
-    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(6):
-        loss = module.training_step(images, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+def test_the_loss_falls_and_reaches_every_trained_parameter():
+    losses = losses_on_one_batch(mae().train(), torch.randn(4, 3, 32, 32))
     assert losses[-1] < losses[0]
 
 
@@ -286,3 +277,13 @@ def test_a_published_checkpoint_goes_on_with_its_decoder(tmp_path):
         MAE(
             "vit_tiny_patch16_224", image_size=32, backbone_args=SMALL, weights=str(tmp_path / "mae.pth"), **(DECODER | {"decoder_dim": 32})
         )
+
+
+def test_what_hides_nothing_or_is_no_option_is_told():
+    with pytest.raises(UserError, match="mask_ratio: got 0.75 of 1x1 patches, which hides none; take a larger picture"):
+        mae(image_size=8)
+    with pytest.raises(UserError, match="MAE: masking: got 'blok'; expected one of 'random', 'block'"):
+        MAE("vit_tiny_patch16_224", image_size=32, backbone_args=SMALL, masking="blok", **DECODER)
+    with pytest.raises(UserError, match="MAE: decoder_depth: got 0; expected a number above 0"):
+        MAE("vit_tiny_patch16_224", image_size=32, backbone_args=SMALL, **(DECODER | {"decoder_depth": 0}))
+    assert mae().notes == ["mask: 12 of 16 patches hidden"]

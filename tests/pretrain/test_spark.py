@@ -1,10 +1,11 @@
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from tests.conftest import CONV
+from tests.conftest import CONV, losses_on_one_batch
 from visiontune import SparK, build
 from visiontune.backbones import create, levels
 from visiontune.backbones.sparse import MaskedBatchNorm
@@ -21,20 +22,8 @@ def spark(name="resnet10t", **more) -> SparK:
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050"])
 def test_the_loss_falls_and_reaches_every_trained_parameter(name):
-    module = spark(name, image_size=96).train()
-    images = torch.randn(4, 3, 96, 96)
-    masking = module.mask(images)
-    module.mask = lambda *_: masking
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=2e-3)
-    losses = []
-    for _ in range(6):
-        loss = module.training_step(images, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_on_one_batch(spark(name, image_size=96).train(), torch.randn(4, 3, 96, 96), lr=2e-3)
     assert losses[-1] < losses[0]
-    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_what_is_behind_the_embedding_alone_is_not_trained_and_comes_back():
@@ -149,7 +138,14 @@ def test_activations_and_affine_layers_with_parameters_are_masked_too(name):
         assert not (m * (1 - module.active.map(tuple(m.shape[2:])))).any()
 
 
-@pytest.mark.parametrize(("size", "why"), [(32, "makes 1x1 positions"), (72, "no whole multiple of its last one's 3x3.*try 64")])
+@pytest.mark.parametrize(
+    ("size", "why"),
+    [
+        (32, "makes 1x1 positions.*try 64"),
+        (33, "makes 2x2 positions.*whole squares.*try 64"),
+        (72, "no whole multiple of its last one's 3x3.*try 64"),
+    ],
+)
 def test_pictures_whose_squares_do_not_fit_the_strides_are_told(size, why):
     own = create("resnet10t", image_size=size)
     kinds = [type(m) for m in own.modules()]
@@ -244,3 +240,28 @@ def test_no_position_is_visible_that_the_levels_do_not_share():
         assert torch.equal(module.active.map(size), coarse.repeat_interleave(cell, 2).repeat_interleave(cell, 3))
     assert isinstance(module.backbone, nn.Module)
     assert len(levels(module.backbone, images)) == 5
+
+
+@pytest.mark.parametrize("size", [64, 96])
+def test_the_size_given_counts_and_not_the_one_that_timm_noted_for_a_module_of_ones_own(size):
+    own = timm.create_model("resnet18", num_classes=0)  # its pretrained_cfg says 224
+    module = SparK(own, image_size=size, decoder_dim=16)
+    assert module.grid == (size // 32, size // 32)
+    assert module.training_step(torch.randn(4, 3, size, size), 0).isfinite()
+    assert module.spec.image_size == size
+
+
+def test_a_released_module_does_not_train_on():
+    module = spark()
+    module.release()
+    with pytest.raises(UserError, match=r"SparK: release\(\) has given its backbone back; make a new one"):
+        module.training_step(torch.randn(2, 3, 64, 64), 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "why"), [({"mask_ratio": 1.5}, "below 1"), ({"decoder_dim": 0}, "above 0"), ({"mask_ratio": "a"}, "above 0")]
+)
+def test_options_are_held_to_their_ranges_without_a_recipe_too(option, why):
+    (name,) = option
+    with pytest.raises(UserError, match=f"SparK: {name}: got .*; expected a number {why}"):
+        spark(**option)

@@ -65,10 +65,6 @@ class Active:
             self._maps[size] = self.at(size)
         return self._maps[size]
 
-    def pooled(self, x: Tensor) -> bool:
-        """Whether a map `(B, C, h, w)` has one position left; at least 2x2 of them are hidden or not."""
-        return x.shape[2] * x.shape[3] == 1
-
     def at(self, size: tuple[int, int]) -> Tensor:
         """As `map`, without keeping it."""
         return F.interpolate(self._coarse, size=size, mode="nearest")
@@ -78,12 +74,17 @@ class Active:
         if not self.on or x.ndim != 4:
             return x
         h, w = x.shape[1:3] if channels_last else x.shape[2:]
-        if h * w == 1:  # pooled
+        if h * w == 1:  # pooled: at least 2x2 positions are hidden or not
             return x
         visible = self.map((h, w))
         if channels_last:
             visible = visible.permute(0, 2, 3, 1)
         return x * visible.to(x.dtype) if fill == 0 else x.masked_fill(visible == 0, fill)
+
+
+def pooled(x: Tensor) -> bool:
+    """Whether a map `(B, C, h, w)` has one position left."""
+    return x.shape[2] * x.shape[3] == 1
 
 
 # ---------------------------------------------------------------- layers
@@ -115,13 +116,13 @@ class MaskedBatchNorm(Change):
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
         active = self.active
-        pooled = x.ndim == 4 and active.pooled(x)
-        if not active.on or x.ndim != 4 or not layer.training or (pooled and not active.everywhere):
+        whole = x.ndim == 4 and pooled(x)
+        if not active.on or x.ndim != 4 or not layer.training or (whole and not active.everywhere):
             return active.hide(super().forward(x))  # type: ignore[misc]
-        share = 1.0 if pooled else active.share
+        share = 1.0 if whole else active.share
         if round(share * x.numel() / x.shape[1]) < 2:
             raise ValueError(f"Expected more than 1 visible value per channel when training, got input size {tuple(x.shape)}")
-        visible = torch.ones_like(x[:, :1]) if pooled else active.map((x.shape[2], x.shape[3]))  # (B, 1, h, w)
+        visible = torch.ones_like(x[:, :1]) if whole else active.map((x.shape[2], x.shape[3]))  # (B, 1, h, w)
         with torch.autocast(device_type=x.device.type, enabled=False):  # fp32: sums over whole batches
             wide = x if x.dtype == torch.float64 else x.float()
             visible = visible.to(wide.dtype)
@@ -158,7 +159,7 @@ class MaskedGroupNorm(Change):
     def forward(self, x: Tensor, *rest: Any) -> Tensor:
         layer: Any = self
         active = self.active
-        if not active.on or x.ndim != 4 or active.pooled(x):
+        if not active.on or x.ndim != 4 or pooled(x):
             return active.hide(super().forward(x, *rest))  # type: ignore[misc]
         B, C, h, w = x.shape
         G = layer.num_groups

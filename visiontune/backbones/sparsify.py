@@ -4,6 +4,7 @@ Which layers need another class is told by their types; whether that was enough 
 looked at are either right or refused.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from visiontune.backbones.face import has_attention, undisturbed
 from visiontune.backbones.install import Change, install, restore
-from visiontune.backbones.sparse import Active, AfterPool, Masked, MaskedBatchNorm, MaskedGate, MaskedGroupNorm
+from visiontune.backbones.sparse import Active, AfterPool, Masked, MaskedBatchNorm, MaskedGate, MaskedGroupNorm, pooled
 from visiontune.errors import UserError
 
 # By class name, since several families have their own class of the same name and meaning.
@@ -134,7 +135,7 @@ def _show_top(active: Active, grid: tuple[int, int], height: int = 1) -> None:
 def _empty(active: Active, x: Tensor, *, channels_last: bool = False) -> bool:
     """Whether hidden positions of a map are zero."""
     x = x.permute(0, 3, 1, 2) if channels_last else x
-    return active.pooled(x) or not bool((x * (1 - active.at(_size(x)).to(x))).any())
+    return pooled(x) or not bool((x * (1 - active.at(_size(x)).to(x))).any())
 
 
 def _fill_up(model: nn.Module, active: Active, run: Callable[[], Any]) -> None:
@@ -161,11 +162,17 @@ def _fill_up(model: nn.Module, active: Active, run: Callable[[], Any]) -> None:
         install(layer, Masked, active=active, channels_last=last)
 
 
+def nearest_size(picture: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Pixels of a side near the picture's that are a whole number of strides, at least two."""
+    stride = 2 ** math.ceil(math.log2(picture[0] / grid[0]))  # maps are rounded up: the true stride is not below this
+    stride = max(stride, 32) if grid[0] == 1 else stride
+    return max(2, round(picture[0] / stride)) * stride
+
+
 def _check_sizes(model: nn.Module, sizes: set[tuple[int, int]], grid: tuple[int, int], picture: tuple[int, int]) -> None:
     odd = sorted(s for s in sizes if any(n % g for n, g in zip(s, grid, strict=True)))
     if odd:
-        stride = 1 << max(0, round(picture[0] / grid[0]) - 1).bit_length()
-        near_size = max(2, round(picture[0] / stride)) * stride
+        near_size = nearest_size(picture, grid)
         if has_attention(model):  # what looks like odd maps are its heads and windows
             raise NotSparse("in this one positions attend to each other")
         if near_size == picture[0] == picture[1]:

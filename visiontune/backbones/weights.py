@@ -51,7 +51,7 @@ class LoadReport:
         if self.resized:
             out.append(f"resized: {some(self.resized)}")
         if self.ignored:
-            out.append(f"ignored (not part of the backbone): {some(self.ignored)}")
+            out.append(f"not part of the backbone: {some(self.ignored)}")
         if self.missing:
             out.append(f"NOT LOADED, left at random (backbone.partial: true): {some(self.missing, 10)}")
         return out
@@ -128,7 +128,7 @@ def load_beside(module: nn.Module, path: str | Path) -> list[str]:
     named = ", ".join(sorted(parts))
     found = {k: v for k, v in tensors_with(path, next(reversed(own))).items() if k.split(".", 1)[0] in parts}
     if not found:
-        return [f"{named}: start at random, for {path} holds a backbone alone (checkpoints/last.ckpt of a run has all)"]
+        return [f"{named}: start at random, for {path} does not hold them (checkpoints/last.ckpt of a run of the same method does)"]
     misfits = [k for k in own if k not in found]
     misfits += [f"{k} {tuple(v.shape)}, needed {tuple(own[k].shape)}" for k, v in found.items() if k in own and v.shape != own[k].shape]
     misfits += [k for k in found if k not in own]

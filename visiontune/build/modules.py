@@ -75,6 +75,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         report = backbones.load_weights(module.backbone, b.weights, partial=b.partial)
     notes = report.lines() + module.load_rest(b.weights) if report else []
     notes.append(_set_statistics(module, recipe, tables, config, report, resumed=resumed))
+    notes += module.notes
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     notes.append(
         f"{options.class_name} on {b.name}: {size / 1e6:.2f} M parameters to train, embedding of {module.face.width}, "

@@ -75,12 +75,15 @@ class IJEPA(Module):
         self.grid = check_grid("patches", self.picture_size, tuple(vit.patch_embed.patch_size))
         D, E = vit.embed_dim, predictor_dim
         try:
-            self.mask(torch.zeros(1, 1, 1, 1))
+            masks = self.mask(torch.zeros(1, 1, 1, 1))
         except ValueError as error:
             raise UserError(
                 f"method.targets, method.target_scale: got {targets} of {target_scale:g} of the picture, which could cover all of its "
                 f"{self.grid[0]}x{self.grid[1]} patches and leave nothing to predict from; take fewer or smaller ones"
             ) from error
+
+        N = math.prod(self.grid)
+        self.notes.append(f"mask: {targets} targets of {masks.targets.shape[2]} of {N} patches, a context of {masks.context.shape[1]}")
 
         # ------------------------------------------------------------ context encoder, and its average, which makes the targets
         if isinstance(backbone, str) and common.get("weights", "random") == "random":  # a module of one's own may be trained

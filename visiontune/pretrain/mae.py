@@ -81,6 +81,13 @@ class MAE(Module):
         self.decoder_blocks = NarrowViT(E, decoder_depth, decoder_heads)
         self.decoder_norm = nn.LayerNorm(E, eps=1e-6)
         self.decoder_pred = nn.Linear(E, P)
+        hidden = self.mask(torch.zeros(1, 1, 1, 1)).hidden.shape[1]
+        if not hidden:
+            raise UserError(
+                f"method.mask_ratio: got {mask_ratio:g} of {self.grid[0]}x{self.grid[1]} patches, which hides none; "
+                "take a larger picture (data.image_size), smaller patches or a higher ratio"
+            )
+        self.notes.append(f"mask: {hidden} of {math.prod(self.grid)} patches hidden")
         self.leave_out_unreached(lambda images: [self.encode(images, self.mask(images))])
         self.load_rest_of(common.get("weights"))
 

@@ -89,6 +89,9 @@ class SimMIM(Module):
         self.head = nn.Sequential(
             nn.Conv2d(self.face.token_width, self.stride**2 * self.spec.channels, kernel_size=1), nn.PixelShuffle(self.stride)
         )
+        hidden, N = self.mask(torch.zeros(1, 1, 1, 1)).hidden.shape[1], self.grid[0] * self.grid[1]
+        how = "by a mask token" if self.mask_token is not None else "as the mean colour, for its stem overlaps"
+        self.notes.append(f"mask: {hidden} of {N} squares of {mask_size} pixels hidden, {how}")
         self.leave_out_unreached(lambda images: [self.paint_all(images, self.mask(images))])
         self.load_rest_of(common.get("weights"))
 

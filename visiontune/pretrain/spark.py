@@ -16,10 +16,10 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from visiontune.backbones import fitting_masked_methods, levels, undisturbed
+from visiontune.backbones import fitting_masked_methods, has_attention, levels, undisturbed
 from visiontune.backbones.install import install, restore
 from visiontune.backbones.sparse import Active, MaskedBatchNorm
-from visiontune.backbones.sparsify import NotSparse, make_sparse
+from visiontune.backbones.sparsify import NotSparse, make_sparse, nearest_size
 from visiontune.errors import UserError
 from visiontune.heads.unet import UNetDecoder
 from visiontune.losses import paint, patchify, pixel_loss
@@ -61,10 +61,10 @@ class SparK(Module):
         # ------------------------------------------------------------ encoder: timm's, each layer keeping hidden positions out
         H, W = self.picture_size
         h, w = self.grid = self._coarsest()
-        if H % h or W % w or H // h != W // w or h * w < 4:
+        if (H % h or W % w or H // h != W // w or h * w < 4) and not has_attention(self.backbone):
             raise UserError(
-                f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, which must be at least 2x2 squares of "
-                "whole pixels, for they are what is hidden; take a larger picture, a multiple of 32, or smaller strides in backbone.args"
+                f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, and spark hides whole squares of pixels, "
+                f"of 2x2 at least; try {nearest_size((H, W), self.grid)}, or smaller strides in backbone.args"
             )
         blank = torch.zeros(1, self.spec.channels, H, W).to(next(self.backbone.parameters()))
         try:
@@ -91,6 +91,8 @@ class SparK(Module):
             self.norms.append(norm)
             self.mask_tokens.append(nn.init.trunc_normal_(torch.zeros(1, D, 1, 1), std=0.02))
             self.projections.append(nn.Conv2d(D, widths[rows], kernel, padding=kernel // 2))
+        hidden, N = self.mask(blank).hidden.shape[1], math.prod(self.grid)
+        self.notes.append(f"mask: {hidden} of {N} squares of {self.stride} pixels hidden; the decoder sees {len(self.at)} levels")
         self.leave_out_unreached(lambda images: [self.decode(self.encode(images, self.mask(images)))])
         self.active.clear()
         self.load_rest_of(common.get("weights"))

@@ -24,6 +24,11 @@ NAMES = {
     "loss_baseline": "the loss of one that predicts the mean", "val_loss": "validation loss",
 }  # fmt: skip
 
+PAINTED = (
+    "The same eight training pictures and masks at every report. Where patches are normalised (norm_pixels), what is painted is given the "
+    "true patch's own mean and contrast: shapes are the network's merit, colours are not."
+)
+SPREAD = " train/spread is that of the features to predict: near 0 all pictures look alike to the network, it has collapsed."
 BASELINE = " train/baseline is the loss of one that predicts the mean: a loss that stays there has learned nothing yet."
 
 
@@ -33,12 +38,13 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     rows = read_metrics(run.metrics_file)
     drawn = figures.curves(rows, run.pictures / "curves.png", steps_per_epoch=steps_per_epoch)
     shown: list[dict[str, str]] = []
+    told = (BASELINE if "train/baseline" in drawn else "") + (SPREAD if "train/spread" in drawn else "")
     if drawn:
-        shown.append(_picture(run.pictures / "curves.png", "Curves", "From metrics.csv." + (BASELINE if "train/baseline" in drawn else "")))
+        shown.append(_picture(run.pictures / "curves.png", "Curves", "From metrics.csv." + told))
     painted = sorted(run.pictures.glob("epoch_*.png"))
     for path in painted[:: max(1, len(painted) - 1)] if len(painted) > 1 else painted:
         epoch = int(path.stem.partition("_")[2])
-        shown.append(_picture(path, f"Pictures after epoch {epoch}", "The same eight training pictures and masks at every report."))
+        shown.append(_picture(path, f"Pictures after epoch {epoch}", PAINTED))
     if (run.pictures / "views.png").exists():
         shown.append(_picture(run.pictures / "views.png", "What the network sees", "Training pictures, whole and as they were augmented."))
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
@@ -177,6 +183,8 @@ def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
 def summary(result: dict[str, Any]) -> str:
     """One line for the end of a run."""
     scores = [f"{NAMES[k]} {100 * v:.2f} %" for k, v in result.items() if k in NAMES and "loss" not in k and v is not None]
+    if "loss_baseline" in result:
+        scores.append(f"loss {result['loss']:.4f}, where predicting the mean has {result['loss_baseline']:.4f}")
     return f"{result['what']}: {'; '.join(scores) or 'done'}; {clock(result['seconds'])} on {result['images_seen']:,} pictures"
 
 
