@@ -22,7 +22,7 @@ class UNetDecoder(nn.Module):
         doublings, rest = 0, stride
         while rest % 2 == 0:
             doublings, rest = doublings + 1, rest // 2
-        # 16 is our floor: narrower maps save nothing and paint worse
+        # 16 is our floor, for small decoders; the paper's is wide enough not to meet it
         self.widths = [max(16, dim // 2**i) for i in range(doublings + 1)]
         self.doublings = nn.ModuleList(_double(a, b) for a, b in zip(self.widths, self.widths[1:], strict=False))
         self.pixels = nn.Sequential(nn.Conv2d(self.widths[-1], channels * rest**2, kernel_size=1), nn.PixelShuffle(rest))
