@@ -195,6 +195,40 @@ def multi_block_masking(
     return MultiBlock(context=rank.argsort(dim=1)[:, :K], targets=picks)
 
 
+@dataclass(frozen=True)
+class HalfMasked:
+    """A batch in which some pictures are masked and the others whole.
+
+    Attributes:
+        rows: indices of the R masked pictures, `(R,)`.
+        indices: the M hidden cells of each, `(R, M)`.
+        hidden: `(B, h, w)`, bool, True where hidden.
+    """
+
+    rows: Tensor
+    indices: Tensor
+    hidden: Tensor
+
+    def take_hidden(self, maps: Tensor) -> Tensor:
+        """Features `(B, D, h, w)` -> those of hidden cells, `(R, M, D)`."""
+        return take(maps.flatten(2)[self.rows].transpose(1, 2), self.indices)
+
+
+def half_masked(
+    B: int, grid: tuple[int, int], ratio: float, *, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+) -> HalfMasked:
+    """Every second picture on average, drawn anew each time but always half of them (rounded up), hides `ratio` of its cells in blocks.
+
+    Source: iBOT (arXiv 2111.07832), section 3.3: masked with probability one half, blocks as in BEiT; here of constant sizes.
+    """
+    R = (B + 1) // 2
+    rows = torch.rand(B, device=device, generator=generator).argsort()[:R]
+    masking = block_masking(R, grid, ratio, device=device, generator=generator)
+    hidden = torch.zeros(B, *grid, dtype=torch.bool, device=device)
+    hidden[rows] = masking.mask.view(R, *grid)
+    return HalfMasked(rows=rows, indices=masking.hidden, hidden=hidden)
+
+
 def enlarge(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """`(B, h, w)` -> `(B, *size)`: every cell as a block of its own size, for sizes that are whole multiples."""
     _, h, w = mask.shape

@@ -3,10 +3,11 @@
 B pictures, V views, C channels, D width.
 """
 
+import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -17,6 +18,7 @@ from visiontune import backbones, optim
 from visiontune.backbones.visible import is_prepared
 from visiontune.errors import UserError
 from visiontune.ranges import check_options
+from visiontune.teacher import Teacher
 
 
 class Module(L.LightningModule):
@@ -33,6 +35,7 @@ class Module(L.LightningModule):
         optimizer: `adamw`, `adam`, `sgd` or `lars`; None takes the method's own, as for the next three.
         lr: learning rate as it is applied, not scaled by the batch.
         weight_decay: of weights with more than one dimension.
+        weight_decay_end: what it comes to at the end, along half a cosine; None leaves it as it is.
         betas: of Adam.
         momentum: of SGD and LARS.
         warmup_steps: optimiser steps of linear warm-up; None takes a tenth of all steps.
@@ -46,6 +49,7 @@ class Module(L.LightningModule):
     """
 
     OPTIM: ClassVar[dict[str, Any]] = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+    KEEPS: ClassVar[Literal["student", "teacher"]] = "student"  # whose backbone the method is after
     mean: Tensor
     std: Tensor
 
@@ -63,6 +67,7 @@ class Module(L.LightningModule):
         optimizer: str | None = None,
         lr: float | None = None,
         weight_decay: float | None = None,
+        weight_decay_end: float | None = None,
         betas: Sequence[float] | None = None,
         momentum: float | None = None,
         warmup_steps: int | None = None,
@@ -111,6 +116,7 @@ class Module(L.LightningModule):
         self.optimizer_name: str = optimizer or defaults["name"]
         self.lr: float = defaults["lr"] if lr is None else lr
         self.weight_decay: float = defaults["weight_decay"] if weight_decay is None else weight_decay
+        self.weight_decay_end: float | None = defaults.get("weight_decay_end") if weight_decay_end is None else weight_decay_end
         self.betas = tuple(betas or defaults["betas"])
         self.momentum: float = defaults["momentum"] if momentum is None else momentum
         self.warmup_steps, self.total_steps, self.min_lr_factor = warmup_steps, total_steps, min_lr_factor
@@ -119,6 +125,7 @@ class Module(L.LightningModule):
         self._summed = 0
         self._left_out: list[nn.Parameter] = []
         self._released = False
+        self.teacher: Teacher | None = None
         self.scheduled_steps = 1
         self.notes: list[str] = []  # decisions of the method, in words
 
@@ -153,23 +160,52 @@ class Module(L.LightningModule):
         first = batch[0]
         return [self.normalize(first)] if isinstance(first, Tensor) else [self.normalize(x) for x in first]
 
+    @property
+    def kept(self) -> nn.Module:
+        """The backbone that the method is after."""
+        return self.teacher.backbone if self.teacher is not None and self.KEEPS == "teacher" else self.backbone
+
     def represent(self, images: Tensor) -> Tensor:
         """Clean pictures `(B, C, H, W)`, uint8 or normalised -> the embedding, `(B, D)`. The only definition of it."""
-        return backbones.embed(self.backbone, self.normalize(images))
+        return backbones.embed(self.kept, self.normalize(images))
 
     forward = represent
+
+    def embed_views(self, views: Sequence[Tensor], backbone: nn.Module | None = None) -> Tensor:
+        """V views `(B, C, H, W)` -> their embeddings one after another, `(V * B, D)`; neighbours of one size go in one forward."""
+        groups = [torch.cat(list(group)) for _, group in itertools.groupby(views, key=lambda x: x.shape[-2:])]
+        return torch.cat([backbones.embed(backbone or self.backbone, group) for group in groups])
+
+    def check_views(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Try views of other sizes than the backbone was made for.
+
+        Raises:
+            UserError: if it cannot take them.
+        """
+        for size in dict.fromkeys(sizes):
+            try:
+                backbones.describe(self.backbone, size, self.spec.channels)
+            except UserError as error:
+                raise UserError(
+                    f"data.augment.local: {self.spec.name} made for pictures of {self.picture_size[0]}x{self.picture_size[1]} cannot take "
+                    f"views of {size[0]}x{size[1]} ({error.__cause__}); set data.augment.local.image_size to another size, or "
+                    "data.augment.local.views=0"
+                ) from error
 
     @property
     def encoders(self) -> list[nn.Module]:
         """Backbones of timm that run at every step, for compiling block by block."""
-        return [self.backbone]
+        return [self.backbone] if self.teacher is None else [self.backbone, self.teacher.backbone]
 
     def release(self) -> nn.Module:
         """The backbone to keep, as timm makes it: without what a method changed in it for its training."""
         for parameter in self._left_out:
             parameter.requires_grad_(True)
         self._left_out, self._released = [], True
-        return self.backbone
+        if self.kept is not self.backbone:
+            for kept, trained in zip(self.kept.parameters(), self.backbone.parameters(), strict=True):
+                kept.requires_grad_(trained.requires_grad)
+        return self.kept
 
     def sync_batch_norms(self) -> None:
         """Statistics of batch norms over all processes, by timm's function: torch's drops the activation inside BatchNormAct2d."""
@@ -177,7 +213,10 @@ class Module(L.LightningModule):
 
     def load_rest(self, path: str) -> list[str]:
         """Load what else of this method a weights file holds (a decoder, say); in words what came of it."""
-        return backbones.load_beside(self, path)
+        notes = backbones.load_beside(self, path)
+        if self.teacher is not None:
+            self.teacher.restart()
+        return notes
 
     def load_rest_of(self, weights: str | None) -> None:
         """What a method's constructor does at its end: `load_rest` where weights are a file, with a warning of what did not fit."""
@@ -216,7 +255,12 @@ class Module(L.LightningModule):
         total = self.scheduled_steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
         warmup = total // 10 if self.warmup_steps is None else self.warmup_steps
         groups = optim.parameter_groups(
-            self, weight_decay=self.weight_decay, lr=self.lr, backbone=self.backbone, layer_decay=self.layer_decay
+            self,
+            weight_decay=self.weight_decay,
+            lr=self.lr,
+            backbone=self.backbone,
+            layer_decay=self.layer_decay,
+            steady=self.steady_parameters(),
         )
         # A fused optimiser unscales fp16 gradients itself, after clipping: there it would clip the scaled ones.
         fp16_clipped = self.clip is not None and str(self.trainer.precision).startswith("16")
@@ -225,9 +269,37 @@ class Module(L.LightningModule):
         optimizer = optim.make_optimizer(
             self.optimizer_name, groups, lr=self.lr, betas=self.betas, momentum=self.momentum, fused=not (fp16_clipped or lightning_clips)
         )
-        factor = optim.cosine_with_warmup(total, warmup, self.min_lr_factor)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        falling, steady = (optim.cosine_with_warmup(total, warmup, end) for end in (self.min_lr_factor, 1.0))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [steady if g["steady"] else falling for g in groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def steady_parameters(self) -> Iterable[nn.Parameter]:
+        """Those whose learning rate does not fall."""
+        return ()
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done; 0 without a Trainer."""
+        return self._trainer.global_step if self._trainer is not None else 0
+
+    def on_fit_start(self) -> None:
+        if self.teacher is None:
+            return
+        if self.trainer.precision in ("bf16-true", "16-true") or "FSDP" in type(self.trainer.strategy).__name__:
+            raise UserError(
+                f"trainer: the teacher of {type(self).__name__} follows the student by less than half precision can add up, and as whole "
+                f"tensors; got precision {self.trainer.precision} and {type(self.trainer.strategy).__name__}; take bf16-mixed or 32-true, "
+                "and ddp"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        if self.weight_decay_end is not None:
+            decay = optim.cosine(self.step, self.scheduled_steps, self.weight_decay, self.weight_decay_end)
+            for group in self.trainer.optimizers[0].param_groups:
+                group["weight_decay"] = decay if group["adapt"] else 0.0
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher is not None:
+            self.teacher.follow(self.step, self.scheduled_steps)
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         if self.clip is not None:  # Lightning's own refuses fused optimisers under bf16
@@ -265,3 +337,54 @@ class Module(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         record = checkpoint.get("record", {"sums": {}, "summed": 0})
         self._sums, self._summed = {k: v.to(self.device) for k, v in record["sums"].items()}, record["summed"]
+
+
+def two_views(module: Module, batch: Any) -> list[Tensor]:
+    """The two normalised views `(B, C, H, W)` of a batch.
+
+    Raises:
+        UserError: if there are more or fewer.
+    """
+    views = module.views(batch)
+    if len(views) != 2:
+        raise UserError(f"{type(module).__name__}: expected batches of two views [view0, view1] but got {len(views)}")
+    return views
+
+
+def global_and_local(module: Module, batch: Any) -> list[Tensor]:
+    """The normalised views of a batch: two of the whole picture, `(B, C, H, W)`, then any number of small ones.
+
+    Raises:
+        UserError: if there are not two.
+    """
+    views = module.views(batch)
+    if len(views) < 2:
+        raise UserError(
+            f"{type(module).__name__}: expected batches of two global views, and any number of local ones, but got {len(views)}"
+        )
+    return views
+
+
+def grid_of_cells(module: Module, method: str) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the backbone's last features, of which a method hides some, and their width.
+
+    Raises:
+        UserError: if there is none, or a single one.
+    """
+    face = module.face
+    if face.grid is None or face.token_width is None:
+        raise UserError(
+            f"backbone.name: got {module.spec.name}, whose last features are no grid of positions, which {method} hides; use method: dino"
+        )
+    if face.grid[0] * face.grid[1] < 4:
+        H, W = module.picture_size
+        raise UserError(
+            f"data.image_size: got {H}x{W}, of which {module.spec.name} makes {face.grid[0]}x{face.grid[1]} positions, too few to hide some; "
+            "take larger pictures, smaller patches or strides, or method: dino"
+        )
+    return face.grid, face.token_width
+
+
+def unset(value: Any, by_pictures: Sequence[tuple[int | None, Any]]) -> Any:
+    """A method's option, or where it is None, what its paper takes for a large folder: the last of `(most pictures, value)`."""
+    return by_pictures[-1][1] if value is None else value

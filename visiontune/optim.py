@@ -32,21 +32,28 @@ def cosine_with_warmup(total_steps: int, warmup_steps: int = 0, min_factor: floa
     return factor
 
 
-def ema_momentum(step: int, total_steps: int, start: float, end: float = 1.0) -> float:
-    """Share of the old weights in an average of weights at each step, linear from `start` to `end` over the run.
+def linear(step: int, steps: int, start: float, end: float) -> float:
+    """From `start` at step 0 to `end` at `steps` and behind it, in a line.
 
-    >>> [ema_momentum(s, 10, 0.9) for s in (0, 5, 10)]
-    [0.9, 0.95, 1.0]
+    >>> [linear(s, 10, 0.9, 1.0) for s in (0, 5, 10, 11)]
+    [0.9, 0.95, 1.0, 1.0]
     """
-    return start + (end - start) * min(1.0, step / max(1, total_steps))
+    return start + (end - start) * min(1.0, step / max(1, steps))
+
+
+def cosine(step: int, steps: int, start: float, end: float) -> float:
+    """Likewise along half a cosine. Source: BYOL (arXiv 2006.07733), section 3.3, for the momentum of an average.
+
+    >>> [round(cosine(s, 10, 0.9, 1.0), 3) for s in (0, 5, 10, 11)]
+    [0.9, 0.95, 1.0, 1.0]
+    """
+    return end - (end - start) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
 
 
 @torch.no_grad()
 def ema_update(average: nn.Module, online: nn.Module, momentum: float) -> None:
-    """`average = momentum * average + (1 - momentum) * online` for all parameters in one call; buffers are copied."""
+    """`average = momentum * average + (1 - momentum) * online` for all parameters in one call; buffers are the average's own."""
     torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1 - momentum)
-    for kept, new in zip(average.buffers(), online.buffers(), strict=True):
-        kept.copy_(new)
 
 
 def scale_lr(lr: float, batch_size: int, rule: str) -> float:
@@ -56,13 +63,20 @@ def scale_lr(lr: float, batch_size: int, rule: str) -> float:
 
 
 def parameter_groups(
-    module: nn.Module, *, weight_decay: float, lr: float, backbone: nn.Module | None = None, layer_decay: float | None = None
+    module: nn.Module,
+    *,
+    weight_decay: float,
+    lr: float,
+    backbone: nn.Module | None = None,
+    layer_decay: float | None = None,
+    steady: Iterable[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
     """Few, merged groups: with and without weight decay, and with `layer_decay` one pair for each depth of the backbone.
 
     One-dimensional parameters (biases, norms) and what the backbone names in timm's `no_weight_decay` (position embeddings,
     tokens) are not decayed. With layer decay the learning rate of depth `d` of `L` is `lr * layer_decay ** (L - d)`; everything
-    outside the backbone has the full one. Source: BEiT (arXiv 2106.08254), section 3.2; MAE, appendix A.
+    outside the backbone has the full one. Source: BEiT (arXiv 2106.08254), section 3.2; MAE, appendix A. Groups of `steady`
+    parameters are marked so: their learning rate is not to fall.
 
     Raises:
         UserError: if no parameter requires a gradient.
@@ -78,14 +92,16 @@ def parameter_groups(
         depth = {id(p): order[n] for n, p in backbone.named_parameters()}
         deepest = max(order.values())
 
-    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    even = {id(p) for p in steady}
+    groups: dict[tuple[float, float, bool, bool], dict[str, Any]] = {}
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
         adapt = parameter.ndim > 1 and id(parameter) not in undecayed
         decay = weight_decay if adapt else 0.0
         scale = layer_decay ** (deepest - depth[id(parameter)]) if layer_decay and id(parameter) in depth else 1.0
-        group = groups.setdefault((decay, scale, adapt), {"params": [], "weight_decay": decay, "lr": lr * scale, "adapt": adapt})
+        key = (decay, scale, adapt, id(parameter) in even)
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr": lr * scale, "adapt": adapt, "steady": key[3]})
         group["params"].append(parameter)
     if not groups:
         raise UserError("optim: nothing to train, every parameter is frozen")

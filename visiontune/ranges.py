@@ -35,6 +35,10 @@ def check_options(function: Callable[..., Any], values: Mapping[str, Any]) -> st
         if name not in values:
             continue
         value = values[name]
+        if type(None) in typing.get_args(hint):  # an option that may be left open
+            if value is None:
+                continue
+            hint = next(h for h in typing.get_args(hint) if h is not type(None))
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             return f"{name}: got {value!r}; expected one of {', '.join(map(repr, typing.get_args(hint)))}"
         for bound in getattr(hint, "__metadata__", ()):

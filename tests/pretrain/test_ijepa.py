@@ -8,7 +8,7 @@ from tests.conftest import losses_on_one_batch
 from visiontune import IJEPA
 from visiontune.backbones import create
 from visiontune.errors import UserError
-from visiontune.optim import ema_momentum, ema_update
+from visiontune.optim import linear
 
 VIT = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 MEAN = {"global_pool": "avg", "fc_norm": False}
@@ -31,7 +31,7 @@ def test_pixels_outside_the_context_do_not_reach_the_encoder():
 def test_targets_are_the_averages_layer_normed_features_in_their_places():
     module, images = ijepa().eval(), torch.randn(2, 3, 32, 32)
     masks = module.mask(images)
-    whole = F.layer_norm(module.target.forward_features(images)[:, 1:], (32,))
+    whole = F.layer_norm(module.teacher.backbone.forward_features(images)[:, 1:], (32,))
     targets = module.make_targets(images, masks)
     assert targets.shape == (2, 4, 11, 32)
     assert not targets.requires_grad
@@ -69,12 +69,12 @@ def fit(module: IJEPA, tmp_path, steps: int, **more) -> L.Trainer:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_target_follows_the_encoder_by_the_schedule_once_an_optimiser_step(tmp_path, accumulate):
     module = ijepa(momentum_start=0.9, total_steps=10, lr=1e-2)
-    expected, shares = [p.detach().clone() for p in module.target.parameters()], []
+    expected, shares = [p.detach().clone() for p in module.teacher.backbone.parameters()], []
     step = module.optimizer_step
 
     def watched(*args, **kwargs):
         step(*args, **kwargs)
-        share = ema_momentum(len(shares), 10, 0.9)
+        share = linear(len(shares), 10, 0.9, 1.0)
         shares.append(share)
         for e, p in zip(expected, module.backbone.parameters(), strict=True):
             e.lerp_(p.detach(), 1 - share)
@@ -82,10 +82,10 @@ def test_the_target_follows_the_encoder_by_the_schedule_once_an_optimiser_step(t
     module.optimizer_step = watched
     fit(module, tmp_path, steps=3, accumulate_grad_batches=accumulate)
     assert shares == pytest.approx([0.9, 0.91, 0.92])
-    for e, p in zip(expected, module.target.parameters(), strict=True):
+    for e, p in zip(expected, module.teacher.backbone.parameters(), strict=True):
         assert torch.allclose(e, p, atol=1e-7)
-    assert not any(p.requires_grad for p in module.target.parameters())
-    assert any(not torch.equal(p, q) for p, q in zip(module.backbone.parameters(), module.target.parameters(), strict=True))
+    assert not any(p.requires_grad for p in module.teacher.backbone.parameters())
+    assert any(not torch.equal(p, q) for p, q in zip(module.backbone.parameters(), module.teacher.backbone.parameters(), strict=True))
 
 
 def test_the_embedding_is_the_targets_and_that_is_what_is_released(tmp_path):
@@ -107,7 +107,7 @@ def test_the_target_has_no_dropout_while_the_encoder_trains():
     images = torch.randn(2, 3, 32, 32)
     masks = module.mask(images)
     assert module.backbone.training
-    assert not module.target.training
+    assert not module.teacher.backbone.training
     assert torch.equal(module.make_targets(images, masks), module.make_targets(images, masks))
 
 
@@ -126,15 +126,6 @@ def test_what_was_frozen_before_stays_so_when_it_is_released():
     own.patch_embed.requires_grad_(False)
     kept = IJEPA(own, image_size=32, **PREDICTOR).release()
     assert {n for n, p in kept.named_parameters() if not p.requires_grad} == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
-
-
-def test_average_of_weights():
-    average, online = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
-    torch.nn.init.constant_(online.weight, 3.0)
-    online.running_mean.fill_(5.0)
-    ema_update(average, online, 0.75)
-    assert average.weight.tolist() == [1.5, 1.5]
-    assert average.running_mean.tolist() == [5.0, 5.0]
 
 
 def test_what_does_not_fit_is_told():

@@ -57,6 +57,15 @@ def embed(model: nn.Module, images: Tensor) -> Tensor:
     return model.forward_head(model.forward_features(images), pre_logits=True).flatten(1)
 
 
+def embed_and_tokens(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """`embed` and `tokens` of one forward: `(B, D)` and `(B, D', h, w)`."""
+    if not hasattr(model, "forward_intermediates"):
+        last = model.forward_features(images)
+        return model.forward_head(last, pre_logits=True).flatten(1), _as_map(model, last, None)
+    last, maps = model.forward_intermediates(images, indices=1, output_fmt="NCHW")
+    return model.forward_head(last, pre_logits=True).flatten(1), _as_map(model, last, maps[-1])
+
+
 def tokens(model: nn.Module, images: Tensor) -> Tensor:
     """`(B, C, H, W)` -> last feature map without class and register tokens, as a grid `(B, D, h, w)`."""
     return levels(model, images)[-1]
@@ -156,6 +165,11 @@ def mean_of_patches(name: str) -> dict[str, Any]:
         return {}
     norm = "use_fc_norm" if is_model_in_modules(name.split(".", 1)[0], ("eva",)) else "fc_norm"
     return {"global_pool": "avg", norm: False}
+
+
+def any_size(name: str) -> dict[str, Any]:
+    """Arguments with which a backbone takes pictures of several sizes, as multi-crop gives them; none where it needs none."""
+    return {"dynamic_img_size": True} if is_plain_vit(name) else {}
 
 
 def has_attention(model: nn.Module) -> bool:

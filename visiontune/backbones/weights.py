@@ -121,7 +121,7 @@ def load_beside(module: nn.Module, path: str | Path) -> list[str]:
     A checkpoint of the method holds all; of other projects', facebookresearch/mae's hold MAE's decoder under the same names. Whole or
     not at all.
     """
-    own = {k: v for k, v in module.state_dict().items() if k not in ("mean", "std") and not k.startswith(("backbone.", "target."))}
+    own = {k: v for k, v in module.state_dict().items() if k not in ("mean", "std") and not k.startswith(("backbone.", "teacher."))}
     if not own:
         return []
     parts = {k.split(".", 1)[0] for k in own}

@@ -49,6 +49,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     check_split(recipe, processes * recipe.trainer.num_nodes)
     recipe, derived = derive(recipe, tables, processes)
     module, loaded = make_module(recipe, tables, resumed=resumed)
+    module.check_views(size for size in views_of(recipe)[0].sizes if size is not None)
     return Prepared(recipe, tables, module, [*tables.notes, *derived, *loaded])
 
 

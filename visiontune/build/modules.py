@@ -49,6 +49,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         "optimizer": o.name,
         "lr": o.lr,
         "weight_decay": o.weight_decay,
+        "weight_decay_end": o.weight_decay_end,
         "betas": o.betas,
         "momentum": o.momentum,
         "warmup_steps": round((o.warmup_epochs or 0) * steps_per_epoch),

@@ -11,7 +11,7 @@ from visiontune.build.pictures import Tables, views_of
 from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError
 from visiontune.module import Module
-from visiontune.recipe import Recipe
+from visiontune.recipe import PretrainRecipe, Recipe
 from visiontune.recipe.schema import is_path, options_of
 
 
@@ -37,10 +37,12 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     if not found.backbone.name:
         raise UserError(f"backbone.name: is missing, and {found.backbone.weights} does not say which backbone it is; give a timm name")
 
+    if isinstance(found, PretrainRecipe):
+        notes += _method_numbers(found, len(tables.train))
     if o.name is None or o.name == own["name"]:
-        for key in ("lr", "weight_decay", "betas", "momentum"):
+        for key in ("lr", "weight_decay", "weight_decay_end", "betas", "momentum"):
             if getattr(o, key) is None:
-                setattr(o, key, own[key])
+                setattr(o, key, own.get(key))
     o.name = o.name or own["name"]
     generic = {"sgd": (0.03, 5e-4), "lars": (0.3, 1e-6), "adam": (1e-3, 0.0), "adamw": (1e-3, 0.05)}[o.name]
     o.lr = generic[0] if o.lr is None else o.lr
@@ -72,6 +74,34 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         notes.append(f"metrics every {found.trainer.log_every_n_steps} steps: the whole run has {total}")
     notes.append(f"steps {total}: {found.epochs} epochs of {steps} batches of {batch}{times}{rest}")
     return found, notes
+
+
+def _method_numbers(recipe: PretrainRecipe, pictures: int) -> list[str]:
+    """Options of the method that depend on how many pictures there are, and the size of small crops beside the large ones'."""
+    notes = []
+    for name, rows in options_of(recipe).by_pictures.items():
+        if getattr(recipe.method, name) is not None:
+            continue
+        most, value = next(row for row in rows if row[0] is None or pictures <= row[0])
+        setattr(recipe.method, name, value)
+        reason = f"for up to {most:,}; large folders take {rows[-1][1]:,}" if most else "as for any large folder"
+        notes.append(f"{name} {value:,}: there are {pictures:,} pictures ({reason})")
+
+    wanted, given = options_of(recipe).views.get("local"), recipe.data.augment.local
+    if wanted and (given is None or given.image_size is None) and not (given and given.views == 0):
+        size = recipe.data.image_size
+        sides = (size, size) if isinstance(size, int) else size
+        # the same share of the picture's side as in the paper, of 224 pixels; in whole patches of 8, or of 16 where there are many
+        small = [max(8, (16 if s >= 160 else 8) * round(s * wanted["image_size"] / 224 / (16 if s >= 160 else 8))) for s in sides]
+        if max(sides) != 224:
+            notes.append(f"small crops of {small[0]}x{small[1]} pixels: as {wanted['image_size']} beside 224, in whole patches of 8")
+        recipe.data.augment = recipe.data.augment.model_copy(deep=True)
+        if recipe.data.augment.local is None:
+            recipe.data.augment.local = type(recipe.data.augment).model_validate({"local": {}}).local
+        recipe.data.augment.local.image_size = small[0] if small[0] == small[1] else (small[0], small[1])
+    if teacher := getattr(recipe.method, "teacher", None):
+        recipe.method.teacher = str(weights_path(teacher)) if Path(teacher).exists() else teacher
+    return notes
 
 
 def auto_precision(accelerator: str) -> tuple[Any, str]:

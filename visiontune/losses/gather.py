@@ -1,4 +1,4 @@
-"""Rows of every process, with the right gradient."""
+"""Rows and sums of every process, with the right gradient."""
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,28 @@ def gather_with_grad(rows: Tensor) -> Tensor:
 
     B must be the same on every process. The gradient sums what all processes did with the rows.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return _AllGather.apply(rows)
-    return rows
+    return _AllGather.apply(rows) if world_size() > 1 else rows
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.contiguous().clone()  # as above: every process made a loss of the sum
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_with_grad(x: Tensor) -> Tensor:
+    """The sum over processes, the same on each; unchanged without `torch.distributed`. The gradient sums what all did with it."""
+    return _Sum.apply(x) if world_size() > 1 else x
+
+
+def world_size() -> int:
+    """Processes that train together; 1 without `torch.distributed`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -8,7 +8,6 @@ predict nor are predicted.
 B pictures, N patches, K of the context, T targets of A patches, D width of the encoder, E of the predictor.
 """
 
-import copy
 import math
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visiontune import optim
-from visiontune.backbones import embed, mean_of_patches
+from visiontune.backbones import mean_of_patches
 from visiontune.backbones.positions import set_sincos_positions, sincos_positions
 from visiontune.backbones.visible import check_grid, forward_visible, let_patches_out, release_patches
 from visiontune.errors import UserError
@@ -25,6 +24,7 @@ from visiontune.heads.narrow_vit import NarrowViT
 from visiontune.masking import MultiBlock, multi_block_masking, take
 from visiontune.module import Module
 from visiontune.ranges import OpenFraction, PositiveInt
+from visiontune.teacher import Teacher
 
 # Appendix A: crops only. The authors' configurations: AdamW, learning rate 1e-3 for a batch of 2048, weight decay 0.04 to 0.4.
 VIEWS = {"crop_scale": (0.3, 1.0), "flip": 0.0}
@@ -45,6 +45,7 @@ class IJEPA(Module):
     """
 
     OPTIM: ClassVar[dict[str, Any]] = OPTIM
+    KEEPS = "teacher"  # section 5 evaluates the target encoder
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class IJEPA(Module):
                 f"backbone: {self.spec.name} pools its {vit.global_pool!r} for an embedding, and ijepa trains patch tokens alone; make it "
                 "with global_pool='avg' (and fc_norm=False, or use_fc_norm=False for eva), or give its name"
             )
-        self.targets, self.target_scale, self.momentum_start = targets, target_scale, momentum_start
+        self.targets, self.target_scale = targets, target_scale
         self.grid = check_grid("patches", self.picture_size, tuple(vit.patch_embed.patch_size))
         D, E = vit.embed_dim, predictor_dim
         try:
@@ -90,7 +91,7 @@ class IJEPA(Module):
             set_sincos_positions(vit, self.grid)
         self.leave_out(vit.pos_embed)
         self.leave_out_unreached(lambda images: [self.encode(images, self.mask(images))])
-        self.target = copy.deepcopy(vit).requires_grad_(False).eval()
+        self.teacher = Teacher(momentum=(momentum_start, 1.0), schedule=optim.linear, backbone=vit)
 
         # ------------------------------------------------------------ predictor
         self.predictor_embed = nn.Linear(D, E)
@@ -113,7 +114,8 @@ class IJEPA(Module):
     @torch.no_grad()
     def make_targets(self, images: Tensor, masks: MultiBlock) -> Tensor:
         """`(B, C, H, W)` -> what the average of the encoder makes of the target blocks, seeing all, `(B, T, A, D)`."""
-        x = self.target.forward_features(images)[:, self.target.num_prefix_tokens :]  # (B, N, D)
+        target: Any = self.kept
+        x = target.forward_features(images)[:, target.num_prefix_tokens :]  # (B, N, D)
         x = F.layer_norm(x.float(), x.shape[-1:])  # fp32: compared across steps
         return take(x, masks.targets.flatten(1)).unflatten(1, masks.targets.shape[1:])
 
@@ -142,46 +144,10 @@ class IJEPA(Module):
         )
         return loss
 
-    def on_fit_start(self) -> None:
-        if self.trainer.precision in ("bf16-true", "16-true") or "FSDP" in type(self.trainer.strategy).__name__:
-            raise UserError(
-                f"trainer: ijepa's target follows the encoder by less than half precision can add up, and as whole tensors; got precision "
-                f"{self.trainer.precision} and {type(self.trainer.strategy).__name__}; take bf16-mixed or 32-true, and ddp"
-            )
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        momentum = optim.ema_momentum(self.trainer.global_step, self.scheduled_steps, self.momentum_start)
-        optim.ema_update(self.target, self.backbone, momentum)
-
-    def train(self, mode: bool = True) -> "IJEPA":
-        super().train(mode)
-        self.target.eval()
-        return self
-
-    def represent(self, images: Tensor) -> Tensor:
-        """The embedding of the target encoder, which is what is kept (section 5 evaluates it)."""
-        return embed(self.target, self.normalize(images))
-
-    forward = represent
-
-    @property
-    def encoders(self) -> list[nn.Module]:
-        return [self.backbone, self.target]
-
-    def load_rest(self, path: str) -> list[str]:
-        """The target starts as the encoder does, which is the target's weights where a file holds both."""
-        notes = super().load_rest(path)
-        self.target.load_state_dict(self.backbone.state_dict())
-        return notes
-
     def release(self) -> nn.Module:
-        super().release()
         release_patches(self.backbone)
-        release_patches(self.target)
-        for kept, trained in zip(self.target.parameters(), self.backbone.parameters(), strict=True):
-            kept.requires_grad_(trained.requires_grad)
-        return self.target
+        release_patches(self.kept)
+        return super().release()
 
     @torch.no_grad()
     def pictures(self, images: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -5,13 +5,11 @@ B pictures, D width of the embedding, E width of the projection.
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from visiontune.errors import UserError
 from visiontune.heads.projector import projector
-from visiontune.losses import nt_xent
-from visiontune.module import Module
+from visiontune.losses import nt_xent, spread
+from visiontune.module import Module, two_views
 from visiontune.ranges import PositiveFloat, PositiveInt
 
 # Appendix A: random resized crop, flip, colour jitter of strength 1 with probability 0.8, grey 0.2, blur 0.5 with sigma 0.1 to 2.
@@ -49,13 +47,11 @@ class SimCLR(Module):
         super().__init__(backbone, **common)
         self.temperature = temperature
         self.projector = projector(self.face.width, projector_hidden, projector_out, layers=projector_layers)
+        self.load_rest_of(common.get("weights"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        views = self.views(batch)
-        if len(views) != 2:
-            raise UserError(f"simclr: expected batches of two views [view0, view1] but got {len(views)}")
         # one forward for both views: batch norm sees them together, as in the authors' code
-        z0, z1 = self.projector(self.represent(torch.cat(views))).chunk(2)  # (B, E) each
+        z0, z1 = self.projector(self.embed_views(two_views(self, batch))).chunk(2)  # (B, E) each
         loss = nt_xent(z0, z1, self.temperature)
-        self.record(loss=loss)
+        self.record(loss=loss, spread=spread(z0))
         return loss

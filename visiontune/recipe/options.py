@@ -39,6 +39,7 @@ class Options:
         options: its keywords.
         views: its default augmentation, keys of `visiontune.data.views.Views`.
         optim: its default optimiser settings.
+        by_pictures: options that may be left open, each with rows of the most pictures and the value up to there.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Options:
     options: tuple[Option, ...]
     views: dict[str, Any]
     optim: dict[str, Any]
+    by_pictures: dict[str, tuple[tuple[int | None, Any], ...]]
 
 
 def methods() -> tuple[str, ...]:
@@ -79,11 +81,13 @@ def read_options(room: str, name: str) -> Options:
     init = next(n for n in cls.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
     options = []
     for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True):
-        if argument.arg in ELSEWHERE or default is None:
+        if argument.arg in ELSEWHERE:
             continue
         assert argument.annotation is not None
-        options.append(Option(argument.arg, _type(argument.annotation), ast.literal_eval(default), meanings.get(argument.arg, "")))
-    return Options(name, cls.name, doc.split("\n")[0], tuple(options), constants.get("VIEWS", {}), constants.get("OPTIM", {}))
+        value = ... if default is None else ast.literal_eval(default)  # `...`: must be given
+        options.append(Option(argument.arg, _type(argument.annotation), value, meanings.get(argument.arg, "")))
+    views, optim, by_pictures = (constants.get(n, {}) for n in ("VIEWS", "OPTIM", "BY_PICTURES"))
+    return Options(name, cls.name, doc.split("\n")[0], tuple(options), views, optim, by_pictures)
 
 
 def _base(node: ast.expr) -> str:

@@ -153,6 +153,9 @@ class Optim(Section):
     lr: PositiveFloat | None = Field(None, description="learning rate, for a batch of 256 unless lr_scale is none; default: the method's")
     lr_scale: Literal["linear", "sqrt", "none"] = Field("none", description="how lr follows batch_size")
     weight_decay: NonNegativeFloat | None = Field(None, description="of weights with more than one dimension; default: the method's")
+    weight_decay_end: NonNegativeFloat | None = Field(
+        None, description="what weight_decay comes to at the end, along half a cosine; default: the method's, else as it begins"
+    )
     betas: tuple[BelowOne, BelowOne] | None = Field(None, description="of adamw and adam; default: the method's")
     momentum: Fraction | None = Field(None, description="of sgd and lars; default: 0.9")
     warmup_epochs: NonNegativeFloat | None = Field(None, description="linear warm-up; default: a tenth of the epochs, at most 40")
@@ -284,6 +287,8 @@ def absolute(recipe: Recipe) -> Recipe:
     places: list[tuple[Any, str]] = [(found.data, "train"), (found.data, "val"), (found.backbone, "weights")]
     if isinstance(found, PretrainRecipe) and found.probe:
         places += [(found.probe, "train"), (found.probe, "val")]
+    if (teacher := getattr(getattr(found, "method", None), "teacher", None)) and Path(teacher).exists():
+        found.method.teacher = str(Path(teacher).absolute())  # type: ignore[union-attr]
     if isinstance(found.data.augment.albumentations, str):
         places.append((found.data.augment, "albumentations"))
     for section, key in places:

@@ -1,0 +1,140 @@
+"""DINOv2. Oquab et al. 2023, "DINOv2: Learning Robust Visual Features without Supervision" (arXiv 2304.07193), section 4.
+
+iBOT with separate heads for pictures and patches, a teacher centred by Sinkhorn-Knopp, and KoLeo. Deviations: those of `ibot.py`; the
+patch embedding's learning rate is that of the other layers; no phase of higher resolution at the end.
+
+B pictures, V views, R masked views of M hidden cells, D width, K prototypes.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from visiontune import optim
+from visiontune.backbones import any_size, embed_and_tokens
+from visiontune.backbones.hiding import Hiding
+from visiontune.backbones.install import restore
+from visiontune.heads.prototypes import PrototypeHead
+from visiontune.losses import cross_entropy, cross_entropy_between_views, koleo, sinkhorn, spread
+from visiontune.masking import HalfMasked, half_masked
+from visiontune.module import Module, global_and_local, grid_of_cells, unset
+from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.teacher import Teacher, entropies
+
+# The authors' configuration: DINO's colours; two crops of 224 and eight of 96 (98 for patches of 14) pixels.
+VIEWS = {
+    "views": 2, "crop_scale": (0.32, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
+    "hue": 0.1, "grey": 0.2, "blur": 1.0, "second": {"blur": 0.1, "solarize": 0.2},
+    "local": {"views": 8, "image_size": 96, "crop_scale": (0.05, 0.32), "blur": 0.5, "solarize": 0.0},
+}  # fmt: skip
+# The authors' configuration: AdamW, 4e-3 for a batch of 1024 by the square root (2e-3 for 256), weight decay from 0.04 to 0.2.
+OPTIM = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2}
+BY_PICTURES = {
+    "prototypes": ((20_000, 1024), (200_000, 4096), (1_000_000, 16_384), (None, 65_536)),
+    "momentum_start": ((50_000, 0.99), (None, 0.992)),
+}  # fmt: skip
+
+
+class DINOv2(Module):
+    """iBOT with heads of their own for pictures and patches, all prototypes used alike, and pictures kept apart. For any timm backbone.
+
+    Args:
+        prototypes: outputs of each head; None: 65,536, in a recipe by the number of pictures.
+        mask_ratio: share of patches hidden in a masked view.
+        patch_weight: weight of the patches' loss; the picture's is 1.
+        koleo_weight: weight of what keeps the embeddings of a batch apart.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's, after its warm-up; lower is sharper.
+        teacher_temperature_start: of the teacher's at the first step.
+        teacher_warmup: share of the run until `teacher_temperature` is reached.
+        momentum_start: share of the old weights in the teacher at the first step; rises to 1. None: 0.992, in a recipe by the number of
+            pictures.
+        freeze_prototypes: share of the run in which the student's prototypes stay as they are.
+        projector_hidden: width of the heads' hidden layers.
+        projector_out: width of the heads' narrow ends.
+        projector_layers: linear layers of the heads.
+        common: see `visiontune.module.Module`.
+    """
+
+    OPTIM: ClassVar[dict[str, Any]] = OPTIM
+    KEEPS = "teacher"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        prototypes: PositiveInt | None = None,
+        mask_ratio: OpenFraction = 0.3,
+        patch_weight: NonNegativeFloat = 1.0,
+        koleo_weight: NonNegativeFloat = 0.1,
+        student_temperature: PositiveFloat = 0.1,
+        teacher_temperature: PositiveFloat = 0.07,
+        teacher_temperature_start: PositiveFloat = 0.04,
+        teacher_warmup: Fraction = 0.1,
+        momentum_start: OpenFraction | None = None,
+        freeze_prototypes: Fraction = 0.01,
+        projector_hidden: PositiveInt = 2048,
+        projector_out: PositiveInt = 256,
+        projector_layers: PositiveInt = 3,
+        **common: Any,
+    ) -> None:
+        if isinstance(backbone, str):
+            common["backbone_args"] = any_size(backbone) | (common.get("backbone_args") or {})
+        super().__init__(backbone, **common)
+        self.grid, D = grid_of_cells(self, "dinov2")
+        self.mask_ratio, self.patch_weight, self.koleo_weight = mask_ratio, patch_weight, koleo_weight
+        self.student_temperature, self.freeze_prototypes = student_temperature, freeze_prototypes
+        self.teacher_temperatures, self.teacher_warmup = (teacher_temperature_start, teacher_temperature), teacher_warmup
+        K = unset(prototypes, BY_PICTURES["prototypes"])
+
+        # ------------------------------------------------------------ a head for pictures, one for patches, and an average of it all
+        sizes = {"hidden_dim": projector_hidden, "bottleneck": projector_out, "layers": projector_layers}
+        self.head = PrototypeHead(self.face.width, prototypes=K, norm=False, **sizes)
+        self.patch_head = PrototypeHead(D, prototypes=K, norm=False, **sizes)
+        momentum = (unset(momentum_start, BY_PICTURES["momentum_start"]), 1.0)
+        self.teacher = Teacher(momentum=momentum, backbone=self.backbone, head=self.head, patch_head=self.patch_head)
+        self.hiding = Hiding(self.backbone, self.face, self.picture_size, self.spec.channels)
+        self.load_rest_of(common.get("weights"))
+
+    def mask(self, images: Tensor, generator: torch.Generator | None = None) -> HalfMasked:
+        """For two global views one after another, `(2 * B, C, H, W)`."""
+        return half_masked(images.shape[0], self.grid, self.mask_ratio, device=images.device, generator=generator)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        views = global_and_local(self, batch)
+        both = torch.cat(views[:2])  # (2 * B, C, H, W)
+        masks = self.mask(both)
+
+        # ------------------------------------------------------------ teacher: whole views, prototypes used alike
+        with torch.no_grad():
+            z, patches = embed_and_tokens(self.teacher.backbone, both)
+            temperature = optim.linear(self.step, round(self.teacher_warmup * self.scheduled_steps), *self.teacher_temperatures)
+            shares = sinkhorn(self.teacher.head(z), temperature).unflatten(0, (2, -1))  # (2, B, K)
+            wanted = self.teacher.patch_head(masks.take_hidden(patches))  # (R, M, K)
+            patch_shares = sinkhorn(wanted.flatten(0, 1), temperature).view_as(wanted)
+
+        # ------------------------------------------------------------ student: masked global views, local views
+        with self.hiding(both, masks.hidden) as seen:
+            embedding, patches = embed_and_tokens(self.backbone, seen)
+        apart = sum(koleo(view) for view in embedding.chunk(2)) / 2
+        if len(views) > 2:
+            embedding = torch.cat([embedding, self.embed_views(views[2:])])
+        told = self.head(embedding).unflatten(0, (len(views), -1)) / self.student_temperature  # (V, B, K)
+        patch_told = self.patch_head(masks.take_hidden(patches)) / self.student_temperature
+
+        picture_loss = cross_entropy_between_views(told, shares)
+        patch_loss = cross_entropy(patch_told, patch_shares)
+        loss = picture_loss + self.patch_weight * patch_loss + self.koleo_weight * apart
+        one, mean = entropies(shares[0])
+        watched = {"teacher_entropy": one, "teacher_marginal": mean, "spread": spread(z[: len(z) // 2])}
+        self.record(loss=loss, picture=picture_loss, patch=patch_loss, koleo=apart, **watched)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.step < self.freeze_prototypes * self.scheduled_steps:
+            self.head.prototypes.weight.grad = self.patch_head.prototypes.weight.grad = None
+
+    def release(self) -> nn.Module:
+        restore(self.backbone)
+        return super().release()
