@@ -163,7 +163,9 @@ class Module(L.LightningModule):
     @property
     def kept(self) -> nn.Module:
         """The backbone that the method is after."""
-        return self.teacher.backbone if self.teacher is not None and self.KEEPS == "teacher" else self.backbone
+        if self.KEEPS == "student" or self.teacher is None:
+            return self.backbone
+        return self.teacher.get_submodule("backbone")
 
     def represent(self, images: Tensor) -> Tensor:
         """Clean pictures `(B, C, H, W)`, uint8 or normalised -> the embedding, `(B, D)`. The only definition of it."""
@@ -195,7 +197,7 @@ class Module(L.LightningModule):
     @property
     def encoders(self) -> list[nn.Module]:
         """Backbones of timm that run at every step, for compiling block by block."""
-        return [self.backbone] if self.teacher is None else [self.backbone, self.teacher.backbone]
+        return [self.backbone] if self.teacher is None else [self.backbone, self.teacher.get_submodule("backbone")]
 
     def release(self) -> nn.Module:
         """The backbone to keep, as timm makes it: without what a method changed in it for its training."""
@@ -379,7 +381,7 @@ def grid_of_cells(module: Module, method: str) -> tuple[tuple[int, int], int]:
     if face.grid[0] * face.grid[1] < 4:
         H, W = module.picture_size
         raise UserError(
-            f"data.image_size: got {H}x{W}, of which {module.spec.name} makes {face.grid[0]}x{face.grid[1]} positions, too few to hide some; "
+            f"data.image_size: got {H}x{W}, of which {module.spec.name} makes {face.grid[0]}x{face.grid[1]} cells, too few to hide some; "
             "take larger pictures, smaller patches or strides, or method: dino"
         )
     return face.grid, face.token_width

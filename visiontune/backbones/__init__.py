@@ -22,7 +22,7 @@ from visiontune.backbones.files import read_config, read_weights
 from visiontune.backbones.weights import LoadReport, load_beside, load_weights
 
 __all__ = [
-    "Face", "LoadReport", "Spec", "any_size", "check_name", "create", "describe", "embed", "embed_and_tokens", "features", "fitting_masked_methods", "has_attention",
-    "is_plain_vit", "layer_order", "levels", "load_beside", "load_weights", "mean_of_patches", "reached", "read_config", "read_weights",
-    "spec_of", "tokens", "undisturbed",
+    "Face", "LoadReport", "Spec", "any_size", "check_name", "create", "describe", "embed", "embed_and_tokens", "features",
+    "fitting_masked_methods", "has_attention", "is_plain_vit", "layer_order", "levels", "load_beside", "load_weights", "mean_of_patches",
+    "reached", "read_config", "read_weights", "spec_of", "tokens", "undisturbed",
 ]  # fmt: skip

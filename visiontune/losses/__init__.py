@@ -13,8 +13,7 @@ from visiontune.losses.spread import spread
 from visiontune.losses.vicreg import vicreg, vicreg_parts
 
 __all__ = [
-    "barlow_twins", "cross_entropy", "cross_entropy_between_views", "epps_pulley", "feature_distance",
-    "gather_with_grad", "info_nce", "info_nce_queue", "koleo", "mean_over_processes",
-    "negative_cosine", "nt_xent", "paint", "patchify", "pixel_loss", "sigreg", "sinkhorn", "spread", "sum_with_grad", "unpatchify",
-    "vicreg", "vicreg_parts",
+    "barlow_twins", "cross_entropy", "cross_entropy_between_views", "epps_pulley", "feature_distance", "gather_with_grad", "info_nce",
+    "info_nce_queue", "koleo", "mean_over_processes", "negative_cosine", "nt_xent", "paint", "patchify", "pixel_loss", "sigreg",
+    "sinkhorn", "spread", "sum_with_grad", "unpatchify", "vicreg", "vicreg_parts",
 ]  # fmt: skip

@@ -27,7 +27,8 @@ VIEWS = {
 }  # fmt: skip
 # The authors' code: SGD, learning rate 0.03 for a batch of 256, weight decay 1e-4.
 OPTIM = {"name": "sgd", "lr": 0.03, "weight_decay": 1e-4, "momentum": 0.9}
-# A queue must be much shorter than an epoch, or a picture's own older keys are its negatives; with few steps the teacher must follow faster.
+# A queue must be much shorter than an epoch, or a picture's own older keys are its negatives; with few steps the teacher must follow
+# faster.
 BY_PICTURES = {
     "queue": ((20_000, 1024), (200_000, 8192), (None, 65_536)),
     "teacher_momentum": ((50_000, 0.99), (500_000, 0.996), (None, 0.999)),
