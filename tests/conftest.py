@@ -16,6 +16,48 @@ ROOT = Path(__file__).parent.parent
 # A vision transformer and a convnet small enough for a step in milliseconds.
 VIT = {"name": "vit_tiny_patch16_224", "args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}}
 CONV = {"name": "convnext_atto", "args": {"patch_size": 2, "depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32]}}
+# Every joint-embedding method with small heads, as options of its class.
+_HEAD = {"projector_hidden": 32, "projector_out": 16}
+_PROTOTYPES = _HEAD | {"prototypes": 24, "momentum_start": 0.9, "teacher_warmup": 0.5, "freeze_prototypes": 0.2}
+JOINT: dict[str, dict] = {
+    "simclr": _HEAD | {"temperature": 0.5},
+    "mocov2": _HEAD | {"queue": 32, "teacher_momentum": 0.9},
+    "mocov3": _HEAD | {"momentum_start": 0.9},
+    "byol": _HEAD | {"momentum_start": 0.9},
+    "simsiam": {"projector_hidden": 32, "projector_out": 32, "predictor_hidden": 8},
+    "barlow_twins": {"projector_out": 16},
+    "vicreg": {"projector_out": 16},
+    "swav": _HEAD | {"prototypes": 12, "queue": 16, "queue_start": 0.3, "freeze_prototypes": 0.2},
+    "dino": _PROTOTYPES,
+    "ibot": _PROTOTYPES,
+    "dinov2": _PROTOTYPES,
+    "lejepa": _HEAD | {"directions": 16},
+    "distill": {"projector_hidden": 32},
+}
+MULTI_CROP = ("swav", "dino", "ibot", "dinov2", "lejepa")
+
+
+def make_joint(name: str, backbone, **more):
+    """A joint-embedding method with small heads; the teacher of `distill` is a small network of random weights."""
+    import timm
+
+    import visiontune
+    from visiontune.recipe.options import read_options
+
+    options = JOINT[name] | more
+    if name == "distill":
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            options = {"teacher": timm.create_model("test_resnet", num_classes=0)} | options
+    return getattr(visiontune, read_options("pretrain", name).class_name)(backbone, **options)
+
+
+def joint_views(name: str, size: int, pictures: int = 8, seed: int = 0):
+    """Random views as the method takes them: one, two, or two and two small ones."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [size] if name == "distill" else [size] * 2 + [size // 2] * (2 * (name in MULTI_CROP))
+    views = [torch.randn(pictures, 3, s, s, generator=generator) for s in sizes]
+    return views[0] if name == "distill" else views
 
 
 def pytest_collection_modifyitems(config, items):
@@ -81,8 +123,30 @@ def recipes(pictures) -> dict[str, dict]:
             "optim": {"name": "adamw", "lr": 0.003},
             **small,
         },
+        **{name: joint_recipe(name, data, small, pictures.parent / "teacher") for name in JOINT if name != "simclr"},
         "classify": {"task": "classify", "backbone": CONV, "data": labelled, "optim": {"lr": 0.003}, **small},
     }
+
+
+def joint_recipe(name: str, data: dict, small: dict, teacher: Path) -> dict:
+    """A recipe of a joint-embedding method, on a transformer where it hides patches."""
+    method = {"name": name, **JOINT[name]}
+    if name == "distill":
+        if not teacher.exists():
+            import timm
+
+            from visiontune.backbones import spec_of
+            from visiontune.export import save_timm_folder
+
+            model = timm.create_model("test_resnet", num_classes=0)
+            save_timm_folder(model, teacher, spec_of(model), mean=[0.5] * 3, std=[0.5] * 3)
+        method["teacher"] = str(teacher)
+    views = {"crop_scale": [0.5, 1], "jitter": 0.3, "grey": 0, "blur": 0}
+    if name in MULTI_CROP:
+        views["local"] = {"views": 2, "image_size": 16}
+    backbone = VIT if name in MULTI_CROP else CONV
+    optim = {"name": "adamw", "lr": 0.003}
+    return {"task": "pretrain", "method": method, "backbone": backbone, "data": data | {"augment": views}, "optim": optim, **small}
 
 
 def losses_on_one_batch(module, images: torch.Tensor, lr: float = 3e-3) -> list[float]:

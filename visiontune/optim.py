@@ -53,7 +53,8 @@ def cosine(step: int, steps: int, start: float, end: float) -> float:
 @torch.no_grad()
 def ema_update(average: nn.Module, online: nn.Module, momentum: float) -> None:
     """`average = momentum * average + (1 - momentum) * online` for all parameters in one call; buffers are the average's own."""
-    torch._foreach_lerp_(list(average.parameters()), list(online.parameters()), 1 - momentum)
+    if kept := list(average.parameters()):  # a part may have none
+        torch._foreach_lerp_(kept, list(online.parameters()), 1 - momentum)
 
 
 def scale_lr(lr: float, batch_size: int, rule: str) -> float:

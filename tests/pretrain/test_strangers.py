@@ -6,10 +6,11 @@ import timm
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.conftest import JOINT, MULTI_CROP, make_joint
 from visiontune import IJEPA, MAE, Classifier, SimCLR, SimMIM, SparK
 from visiontune.errors import UserError
 
-KINDS = ["mae", "simmim", "spark", "ijepa", "simclr", "classifier"]
+KINDS = ["mae", "simmim", "spark", "ijepa", "classifier", *JOINT]
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
@@ -40,8 +41,10 @@ def build(kind: str, pictures: str):
     if kind == "spark":
         small = {"channels": [8, 8, 16, 16], "output_stride": 8}
         return SparK("resnet10t", image_size=32, backbone_args=small, decoder_dim=16, lr=1e-3), loader(x, y)
-    if kind == "simclr":
-        return SimCLR("test_resnet", projector_hidden=16, projector_out=8, optimizer="adamw", lr=1e-3), loader(x, x.flip(3))
+    if kind in JOINT:
+        small = [x.flip(3)[:, :, ::2, ::2]] * 2 if kind in MULTI_CROP else []
+        views = [x] if kind == "distill" else [x, x.flip(3), *small]
+        return make_joint(kind, "test_vit", image_size=32, optimizer="adamw", lr=1e-3), loader(*views)
     return Classifier("test_resnet", num_classes=4, lr=1e-3), loader(x, y)
 
 

@@ -100,7 +100,7 @@ def _method_numbers(recipe: PretrainRecipe, pictures: int) -> list[str]:
             recipe.data.augment.local = type(recipe.data.augment).model_validate({"local": {}}).local
         recipe.data.augment.local.image_size = small[0] if small[0] == small[1] else (small[0], small[1])
     if teacher := getattr(recipe.method, "teacher", None):
-        recipe.method.teacher = str(weights_path(teacher)) if Path(teacher).exists() else teacher
+        recipe.method.teacher = str(weights_path(teacher)) if Path(teacher).exists() else teacher  # a run's weights/backbone
     return notes
 
 

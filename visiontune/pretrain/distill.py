@@ -31,7 +31,9 @@ class Distill(Module):
     """Give what a teacher gives, of any timm backbone for any timm backbone: a small network from a large one, without labels.
 
     Args:
-        teacher: timm's name (with its weights fetched), a run folder, an exported folder; in Python also a timm module.
+        teacher: timm's name, a run folder, or an exported folder; in Python also a timm module.
+        teacher_weights: of a teacher given by name: `timm` (fetched), or a weights file.
+        teacher_image_size: pixels of a side that pictures are resized to for the teacher; None: as they are for the student.
         embedding_weight: weight of the distance between embeddings.
         patch_weight: weight of the distance between patch features; 0 where one of the two has no grid of them.
         projector_hidden: width of the layer between the student's embedding and the teacher's.
@@ -45,18 +47,21 @@ class Distill(Module):
         backbone: str | nn.Module,
         *,
         teacher: str,
+        teacher_weights: str = "timm",
+        teacher_image_size: PositiveInt | None = None,
         embedding_weight: NonNegativeFloat = 1.0,
         patch_weight: NonNegativeFloat = 1.0,
         projector_hidden: PositiveInt = 2048,
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
-        guide, mean, std = load_teacher(teacher, self.picture_size, self.spec.channels)
+        self.guide_size = (teacher_image_size, teacher_image_size) if teacher_image_size else self.picture_size
+        guide, mean, std = load_teacher(teacher, teacher_weights, self.guide_size, self.spec.channels)
         # In a tuple it is in no checkpoint, optimiser or gradient bucket; `_apply` moves it along.
         self._guide = (guide.requires_grad_(False).eval(),)
         self.register_buffer("guide_mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("guide_std", std.view(1, -1, 1, 1), persistent=False)
-        face = backbones.describe(guide, self.picture_size, self.spec.channels)
+        face = backbones.describe(guide, self.guide_size, self.spec.channels)
         self.embedding_weight, self.patch_weight = embedding_weight, patch_weight
         if self.face.token_width is None or face.token_width is None:
             self.patch_weight = 0.0
@@ -80,6 +85,8 @@ class Distill(Module):
     def ask(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pictures normalised for the student -> the teacher's embedding `(B, E)` and patch features `(B, E', h, w)`."""
         images = (images * self.std + (self.mean - self.guide_mean)) / self.guide_std
+        if self.guide_size != self.picture_size:
+            images = F.interpolate(images, size=self.guide_size, mode="bicubic", align_corners=False, antialias=True)
         if not self.patch_weight:
             return backbones.embed(self.guide, images), None
         return backbones.embed_and_tokens(self.guide, images)
@@ -105,7 +112,7 @@ class Distill(Module):
         return [self.backbone, self.guide]
 
 
-def load_teacher(teacher: str | nn.Module, size: tuple[int, int], channels: int) -> tuple[nn.Module, Tensor, Tensor]:
+def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], channels: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, and the mean and standard deviation that its pictures are normalised with.
 
     Raises:
@@ -128,7 +135,9 @@ def load_teacher(teacher: str | nn.Module, size: tuple[int, int], channels: int)
         else:
             if problem := backbones.check_name(teacher):
                 raise UserError(f"got {teacher!r}, which is no file or folder, and {problem}")
-            guide = backbones.create(teacher, image_size=side, channels=channels, pretrained=True)
+            guide = backbones.create(teacher, image_size=side, channels=channels, pretrained=weights == "timm")
+            if weights != "timm":
+                backbones.load_weights(guide, weights)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
     kept = (config or {}).get("pretrained_cfg") or guide.pretrained_cfg

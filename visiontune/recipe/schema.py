@@ -287,8 +287,9 @@ def absolute(recipe: Recipe) -> Recipe:
     places: list[tuple[Any, str]] = [(found.data, "train"), (found.data, "val"), (found.backbone, "weights")]
     if isinstance(found, PretrainRecipe) and found.probe:
         places += [(found.probe, "train"), (found.probe, "val")]
-    if (teacher := getattr(getattr(found, "method", None), "teacher", None)) and Path(teacher).exists():
-        found.method.teacher = str(Path(teacher).absolute())  # type: ignore[union-attr]
+    for key in ("teacher", "teacher_weights"):
+        if (path := getattr(getattr(found, "method", None), key, None)) and Path(path).exists():
+            setattr(found.method, key, str(Path(path).absolute()))  # type: ignore[union-attr]
     if isinstance(found.data.augment.albumentations, str):
         places.append((found.data.augment, "albumentations"))
     for section, key in places:

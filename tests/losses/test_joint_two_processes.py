@@ -1,0 +1,82 @@
+"""What batch statistics and gathered rows give on two processes is what one process gives on the joined batch: loss and gradient."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from tests.losses.waves import waves
+from visiontune.heads.prototypes import Centring
+from visiontune.heads.queue import Queue
+from visiontune.losses import barlow_twins, cross_entropy_between_views, info_nce, info_nce_queue, koleo, sigreg, sinkhorn, vicreg
+
+
+def _views(z0: torch.Tensor, z1: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    return cross_entropy_between_views(torch.stack([z0, z1]), shares.detach().unflatten(0, (2, -1)))
+
+
+def swav(z0, z1):
+    return _views(z0, z1, torch.cat([sinkhorn(z0.detach(), 0.5), sinkhorn(z1.detach(), 0.5)]))
+
+
+def dino(z0, z1):
+    centring, both = Centring(z0.shape[1]).double(), torch.cat([z0, z1]).detach()
+    centring(both + 1, 0.5)  # the mean of all processes
+    return _views(z0, z1, centring(both, 0.5))
+
+
+def moco(z0, z1):
+    queue = Queue(12, z0.shape[1]).double()
+    queue.rows.copy_(waves()[:1].expand(12, -1))
+    queue.add(z1)  # the rows of all processes
+    return info_nce_queue(z0, z1, queue.rows, 0.5)
+
+
+LOSSES = {
+    "barlow twins": barlow_twins,
+    "vicreg": vicreg,
+    "koleo": lambda a, b: koleo(a) + koleo(b),
+    "sigreg": lambda a, b: sigreg(torch.stack([a, b]), directions=4, generator=torch.Generator().manual_seed(0)),
+    "moco v3": lambda a, b: info_nce(a, b, 0.2) + info_nce(b, a, 0.2),
+    "moco v2": moco,
+    "swav": swav,
+    "dino": dino,
+}
+
+
+def loss_of(name: str, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = torch.eye(16, dtype=torch.float64, requires_grad=True)  # a shared layer, as DistributedDataParallel would hold it
+    loss = LOSSES[name](waves()[rows] @ weight, waves(0.25)[rows] @ weight)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    return loss.detach(), gradient
+
+
+def _half(rank: int, file: str, out: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    found = {}
+    for name in LOSSES:
+        values = [v.clone() for v in loss_of(name, slice(rank * 4, rank * 4 + 4))]
+        for value in values:  # what DistributedDataParallel does with gradients
+            dist.all_reduce(value)
+            value /= 2
+        found[name] = values
+    if rank == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        mp.spawn(_half, args=(str(folder / "meet"), str(folder / "out")), nprocs=2)
+    return torch.load(folder / "out")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_processes_give_the_loss_and_gradient_of_one(halves, name):
+    loss, gradient = halves[name]
+    whole, expected = loss_of(name, slice(0, 8))
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
+    assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-6)
