@@ -25,7 +25,7 @@ def test_the_modules_page_runs_as_it_stands(tmp_path):
     assert "load_from_checkpoint" in code
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:2] == ["torch.Size([2, 64])", "torch.Size([2, 4])"]
+    assert done.stdout.split("\n")[:3] == ["torch.Size([2, 64])", "torch.Size([2, 4])", "(1, 2, 4, 8)"]
 
 
 def test_the_data_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):

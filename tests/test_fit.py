@@ -269,6 +269,31 @@ def test_weights_of_a_run_start_a_new_one(tmp_path, recipes):
     assert json.loads((tmp_path / "tuned/result.json").read_text())["what"].endswith("from the weights of pre, 1 epochs")
 
 
+def test_a_small_stem_goes_through_stages_to_predictions(tmp_path, recipes, pictures, capsys):
+    """Every tensor would fit timm's stem as well: what tells them apart is the recipe and the config.json alone."""
+    out, recipe = tmp_path / "run", staged(recipes)
+    recipe["stages"]["pretrain"]["backbone"] = {"name": "resnet10t", "args": {"channels": [8, 8, 16, 16]}, "stem": "small"}
+    del recipe["stages"]["scratch"]
+    path = write(tmp_path / "s.yaml", recipe)
+    assert main([path, "stages.finetune.backbone.stem=timm", "--out", str(out)]) == 2
+    assert "stages.finetune: backbone.stem: got 'timm', but stage:pretrain is made with the stem 'small'" in capsys.readouterr().err
+    assert main([path, "--out", str(out), "epochs=1"]) == 0
+    log = (out / "finetune" / "log.txt").read_text()
+    assert "with a small stem: as its weights were made" in log
+    assert "stem small: its maps have strides of 1, 2, 4, 8 pixels" in log
+    assert yaml.safe_load((out / "finetune" / "recipe.yaml").read_text())["backbone"]["stem"] == "small"
+    model = visiontune.load(out)
+    assert model.network.conv1[0].stride == (1, 1)
+    assert len(list(model.predict(sorted((pictures / "val").rglob("*.png"))))) == 16
+    card = (out / "finetune" / "README.md").read_text()
+    assert 'visiontune.load("finetune/weights/model").network' in card
+    assert "timm.create_model" not in card
+
+    again = recipes["classify"] | {"epochs": 1, "backbone": {"weights": str(out / "pretrain"), "stem": "timm"}}
+    assert main([write(tmp_path / "c.yaml", again), "--dry-run"]) == 2
+    assert "was made with the stem 'small'; set backbone.stem: small" in capsys.readouterr().err
+
+
 def test_the_probe_leaves_the_run_bit_identical(tmp_path, recipes, pictures):
     recipe = recipes["simclr"]
     probe = {"train": str(pictures / "train"), "val": str(pictures / "val"), "every": 1}

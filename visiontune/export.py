@@ -1,5 +1,6 @@
 """Weights to use elsewhere: a folder that plain timm loads, `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
+One with a small stem it refuses, for it cannot build that; `visiontune.load(FOLDER).network` does.
 The files hold no time, path or name of the run: the same training gives the same bytes.
 """
 
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from visiontune.backbones import Spec
+from visiontune.backbones import STEM_KEY, Spec
 
 
 def save_timm_folder(
@@ -59,7 +60,9 @@ def timm_config(
         "num_classes": num_classes,
         "num_features": getattr(model, "num_features", None),
         "global_pool": spec.args.get("global_pool"),
-        "model_args": dict(spec.args) | ({"in_chans": spec.channels} if spec.channels != 3 else {}),
+        "model_args": dict(spec.args)
+        | ({"in_chans": spec.channels} if spec.channels != 3 else {})
+        | ({STEM_KEY: spec.stem} if spec.stem != "timm" else {}),
         "pretrained_cfg": {k: cfg[k] for k in keep if cfg.get(k) is not None}
         | {"input_size": [spec.channels, *size], "crop_pct": 1.0, "crop_mode": "center", "num_classes": num_classes}
         | {"mean": [round(float(m), 6) for m in mean], "std": [round(float(s), 6) for s in std]},

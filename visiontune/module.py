@@ -30,6 +30,7 @@ class Module(L.LightningModule):
         image_size: pixels of a side, or `(height, width)`.
         channels: channels of the pictures.
         backbone_args: more arguments for `timm.create_model`.
+        stem: `small` gives a convnet by name a first convolution of stride 1 and no pool behind it, for pictures of 32 to 64 pixels.
         mean: of each channel in [0, 1], for uint8 pictures; None takes timm's of this backbone.
         std: likewise.
         optimizer: `adamw`, `adam`, `sgd` or `lars`; None takes the method's own, as for the next three.
@@ -62,6 +63,7 @@ class Module(L.LightningModule):
         channels: int = 3,
         num_classes: int = 0,
         backbone_args: dict[str, Any] | None = None,
+        stem: backbones.Stem = "timm",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         optimizer: str | None = None,
@@ -89,7 +91,17 @@ class Module(L.LightningModule):
         own = not isinstance(backbone, str)
         if isinstance(backbone, str):
             backbone = backbones.create(
-                backbone, image_size=size, channels=channels, num_classes=num_classes, pretrained=weights == "timm", args=backbone_args
+                backbone,
+                image_size=size,
+                channels=channels,
+                num_classes=num_classes,
+                pretrained=weights == "timm",
+                args=backbone_args,
+                stem=stem,
+            )
+        elif stem != "timm":
+            raise UserError(
+                "backbone.stem: a module of your own is taken as it is; make it by `visiontune.backbones.create(name, stem='small')`"
             )
         elif is_prepared(backbone):
             raise UserError(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -122,8 +121,7 @@ def load(path: str | Path) -> Model:
     config = backbones.read_config(folder)
     if config is None:
         raise UserError(f"load: {path} is neither a finished run nor a folder with config.json and model.safetensors")
-    network = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    return Model(network, config).eval()
+    return Model(backbones.rebuild(folder), config).eval()
 
 
 def find_files(paths: Iterable[str]) -> Iterator[str]:

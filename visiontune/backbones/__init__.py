@@ -1,6 +1,6 @@
 """timm behind one face: create a backbone, load weights into it from anywhere, ask it for embeddings, tokens and levels."""
 
-from visiontune.backbones.create import Spec, check_name, create, spec_of
+from visiontune.backbones.create import STEM_KEY, Spec, Stem, check_name, create, spec_of
 from visiontune.backbones.face import (
     Face,
     any_size,
@@ -19,10 +19,10 @@ from visiontune.backbones.face import (
     undisturbed,
 )
 from visiontune.backbones.files import read_config, read_weights
-from visiontune.backbones.weights import LoadReport, load_beside, load_weights
+from visiontune.backbones.weights import LoadReport, load_beside, load_weights, rebuild
 
 __all__ = [
-    "Face", "LoadReport", "Spec", "any_size", "check_name", "create", "describe", "embed", "embed_and_tokens", "features",
-    "fitting_masked_methods", "has_attention", "is_plain_vit", "layer_order", "levels", "load_beside", "load_weights", "mean_of_patches",
-    "reached", "read_config", "read_weights", "spec_of", "tokens", "undisturbed",
+    "STEM_KEY", "Face", "LoadReport", "Spec", "Stem", "any_size", "check_name", "create", "describe", "embed", "embed_and_tokens",
+    "features", "fitting_masked_methods", "has_attention", "is_plain_vit", "layer_order", "levels", "load_beside", "load_weights",
+    "mean_of_patches", "reached", "read_config", "read_weights", "rebuild", "spec_of", "tokens", "undisturbed",
 ]  # fmt: skip

@@ -2,29 +2,50 @@
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import timm
 from torch import nn
 
+from visiontune.backbones.stem import make_stem_small
 from visiontune.errors import UserError, near, some
+
+Stem = Literal["timm", "small"]
+# Among the arguments that a config.json gives to timm: a network with another stem would load many of these weights without a word, so
+# timm must refuse the folder, and does, by this name.
+STEM_KEY = "visiontune_stem"
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What `timm.create_model` needs to build this backbone again.
+    """What it takes to build this backbone again.
 
     Attributes:
         name: timm's name of the architecture.
         args: keyword arguments for `timm.create_model`, plain types only.
         image_size: pixels of a side; the size that the backbone was made for.
         channels: channels of its pictures.
+        stem: `timm` as timm makes it, `small` for pictures of 32 to 64 pixels.
     """
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     image_size: int | tuple[int, int] = 224
     channels: int = 3
+    stem: Stem = "timm"
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Spec":
+        """As the `config.json` of exported weights tells."""
+        args = dict(config.get("model_args", {}))
+        channels, H, W = config.get("pretrained_cfg", {}).get("input_size", (3, 224, 224))
+        stem = args.pop(STEM_KEY, "timm")
+        return cls(config["architecture"], args, H if H == W else (H, W), args.pop("in_chans", channels), stem)
+
+    @property
+    def shape_args(self) -> dict[str, Any]:
+        """The arguments that do not depend on the pictures."""
+        return {k: v for k, v in self.args.items() if k != "img_size"}
 
 
 @functools.cache
@@ -52,6 +73,7 @@ def create(
     num_classes: int = 0,
     pretrained: bool = False,
     args: dict[str, Any] | None = None,
+    stem: Stem = "timm",
 ) -> nn.Module:
     """Make a timm backbone and note on it (`model.spec`) how it was made.
 
@@ -63,10 +85,18 @@ def create(
         num_classes: 0 for a bare backbone, else the outputs of timm's own classifier.
         pretrained: fetch timm's weights (the only use of the network in this module).
         args: more keyword arguments for `timm.create_model`.
+        stem: `small` for convnets on pictures of 32 to 64 pixels, see `visiontune.backbones.stem`.
 
     Raises:
-        UserError: if timm knows no such name, or the architecture refuses the arguments.
+        UserError: if timm knows no such name, or the architecture refuses the arguments or the stem.
     """
+    if stem not in get_args(Stem):
+        raise UserError(f"backbone.stem: got {stem!r}; allowed: {', '.join(get_args(Stem))}")
+    if pretrained and stem != "timm":
+        raise UserError(
+            f"backbone.stem: got {stem!r}, but timm's weights were made with timm's stem; leave backbone.stem out, or set "
+            "backbone.weights: random"
+        )
     if problem := check_name(name):
         raise UserError(f"backbone.name: got {name!r}; {problem}")
     args = dict(args or {})
@@ -83,9 +113,11 @@ def create(
                 raise
             model = _make(name, given)
     cfg: Any = model.pretrained_cfg
+    if stem == "small":
+        make_stem_small(model, channels)
     size = args.get("img_size") or image_size or cfg["input_size"][-1]
     noted: Any = model
-    noted.spec = Spec(name=name.split(".", 1)[0], args=_plain(args), image_size=size, channels=channels)
+    noted.spec = Spec(name=name.split(".", 1)[0], args=_plain(args), image_size=size, channels=channels, stem=stem)
     return model
 
 

@@ -9,10 +9,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import safetensors.torch
+import timm
 from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from visiontune.backbones.create import Spec, create
 from visiontune.backbones.files import read_config, read_weights, tensors_with
 from visiontune.errors import UserError, some
 
@@ -34,6 +37,7 @@ class LoadReport:
         missing: names that stayed as they were; only with `partial`.
         by_order: names did not agree and tensors were taken by their order.
         layout: `"mae"` for files laid out as facebookresearch/mae's, else `"timm"`.
+        untold: a stem other than timm's that the file does not tell of, though all fits.
     """
 
     source: str
@@ -43,6 +47,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     by_order: bool = False
     layout: str = "timm"
+    untold: str = ""
 
     def lines(self) -> list[str]:
         out = [f"{self.matched} tensors of the backbone loaded from {self.source}"]
@@ -52,6 +57,8 @@ class LoadReport:
             out.append(f"resized: {some(self.resized)}")
         if self.ignored:
             out.append(f"not part of the backbone: {some(self.ignored)}")
+        if self.untold:
+            out.append(f"stem {self.untold}: the file does not tell with which stem it was made, and its shapes fit")
         if self.missing:
             out.append(f"NOT LOADED, left at random (backbone.partial: true): {some(self.missing, 10)}")
         return out
@@ -67,6 +74,13 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
     Raises:
         UserError: if the file cannot be read or does not hold this backbone; the model is then unchanged.
     """
+    config = read_config(Path(path))
+    made, needed = Spec.of(config) if config else None, getattr(getattr(model, "spec", None), "stem", "timm")
+    if made and made.stem != needed and not partial:
+        raise UserError(
+            f"backbone.stem: got {needed!r}, but {path} was made with the stem {made.stem!r}; set backbone.stem: {made.stem}, "
+            "or backbone.partial: true to load what fits"
+        )
     wanted = model.state_dict()
     heads = _head_names(model)
     body = {k: v for k, v in wanted.items() if not k.startswith(heads)}
@@ -111,8 +125,21 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
     report.missing += wrong
     report.ignored = rest + [k for k in tensors if not k.startswith(prefix)] + [k for k in named if k.startswith(heads)]
     report.matched = len(found)
+    report.untold = needed if made is None and needed != "timm" else ""
     model.load_state_dict(found, strict=False)
     return report
+
+
+def rebuild(folder: Path) -> nn.Module:
+    """The network of an exported folder with its weights, its classifier if it has one, and the stem that plain timm cannot build."""
+    config = read_config(folder)
+    assert config is not None, "the caller looks for it"
+    spec, classes = Spec.of(config), config.get("num_classes", 0)
+    if spec.stem == "timm":
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    model = create(spec.name, image_size=spec.image_size, channels=spec.channels, num_classes=classes, args=spec.args, stem=spec.stem)
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    return model
 
 
 def load_beside(module: nn.Module, path: str | Path) -> list[str]:

@@ -58,13 +58,16 @@ def rehearse(stages: dict[str, Recipe]) -> dict[str, Prepared]:
     prepared: dict[str, Prepared] = {}
     for name, recipe in stages.items():
         recipe = recipe.model_copy(deep=True)
-        if recipe.backbone.weights.startswith("stage:"):
-            source = prepared[recipe.backbone.weights.removeprefix("stage:")].module.spec
-            recipe.backbone.weights = "random"
-            if recipe.backbone.name in (None, source.name):
-                recipe.backbone.name = source.name
-                recipe.backbone.args = {k: v for k, v in source.args.items() if k != "img_size"} | recipe.backbone.args
+        backbone = recipe.backbone
         try:
+            if backbone.weights.startswith("stage:"):
+                source = prepared[backbone.weights.removeprefix("stage:")].module.spec
+                if backbone.stem not in (None, source.stem) and not backbone.partial:
+                    made = f"{backbone.weights} is made with the stem {source.stem!r}"
+                    raise UserError(f"backbone.stem: got {backbone.stem!r}, but {made}; leave it out here")
+                backbone.weights, backbone.stem = "random", backbone.stem or source.stem
+                if backbone.name in (None, source.name):
+                    backbone.name, backbone.args = source.name, source.shape_args | backbone.args
             prepared[name] = prepare(recipe)
         except UserError as error:
             raise UserError(f"stages.{name}: {error}" if name else str(error)) from error

@@ -45,6 +45,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         "image_size": recipe.data.image_size,
         "channels": recipe.data.channels,
         "backbone_args": b.args,
+        "stem": b.stem,
         "weights": "timm" if b.weights == "timm" and not resumed else "random",
         "optimizer": o.name,
         "lr": o.lr,
@@ -77,6 +78,9 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     notes = report.lines() + module.load_rest(b.weights) if report else []
     notes.append(_set_statistics(module, recipe, tables, config, report, resumed=resumed))
     notes += module.notes
+    if module.spec.stem != "timm" and module.face.strides:
+        strides = ", ".join(map(str, module.face.strides))
+        notes.append(f"stem {module.spec.stem}: its maps have strides of {strides} pixels, with timm's stem 2 to 4 times as many")
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     notes.append(
         f"{options.class_name} on {b.name}: {size / 1e6:.2f} M parameters to train, embedding of {module.face.width}, "

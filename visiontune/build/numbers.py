@@ -26,14 +26,14 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         path = weights_path(found.backbone.weights)
         found.backbone.weights = str(path)
         config = backbones.read_config(path)
-    if config and not found.backbone.name:
-        found.backbone.name = config["architecture"]
-        args = {k: v for k, v in config.get("model_args", {}).items() if k not in ("img_size", "in_chans")}
-        found.backbone.args = args | found.backbone.args
-        notes.append(f"backbone {found.backbone.name} {args or ''}: as its weights were made")
-    elif config and found.backbone.name == config["architecture"]:
-        args = {k: v for k, v in config.get("model_args", {}).items() if k not in ("img_size", "in_chans")}
-        found.backbone.args = args | found.backbone.args
+    made = backbones.Spec.of(config) if config else None
+    if made and not found.backbone.name:
+        found.backbone.name = made.name
+        args, stem = (f" {made.shape_args}" if made.shape_args else ""), (f" with a {made.stem} stem" if made.stem != "timm" else "")
+        notes.append(f"backbone {made.name}{args}{stem}: as its weights were made")
+    if made and found.backbone.name == made.name:
+        found.backbone.args = made.shape_args | found.backbone.args
+    found.backbone.stem = found.backbone.stem or (made.stem if made else "timm")
     if not found.backbone.name:
         raise UserError(f"backbone.name: is missing, and {found.backbone.weights} does not say which backbone it is; give a timm name")
 

@@ -41,6 +41,11 @@ class Backbone(Section):
     name: str | None = Field(None, description="timm's name; may be left out where `weights` is a run folder, which knows it")
     weights: str = Field("random", description="random | timm (fetched) | a weights file | a run folder | stage:NAME")
     args: dict[str, Any] = Field(default_factory=dict, description="more arguments for timm.create_model, e.g. {drop_path_rate: 0.1}")
+    stem: Literal["timm", "small"] | None = Field(
+        None,
+        description="small: convnets begin with a 3x3 convolution of stride 1 and no pool, for pictures of 32 to 64 pixels; "
+        "default: that of the weights, else timm's",
+    )
     partial: bool = Field(False, description="load what fits of `weights` and leave the rest at random, with a list of it")
 
 

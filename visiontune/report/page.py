@@ -144,15 +144,16 @@ def card(run: Run, result: dict[str, Any], notes: list[str]) -> str:
     raw, _ = read_yaml(run.recipe_file.read_text(), "recipe.yaml")
     folder = "model" if result["task"] == "classify" else "backbone"
     scores = "\n".join(f"| {name} | {value} |" for name, value in result_rows(result))
-    use = f'model = timm.create_model("local-dir:{run.folder.name}/weights/{folder}", pretrained=True)'
+    place = f"{run.folder.name}/weights/{folder}"
+    use = f'import timm\n\nmodel = timm.create_model("local-dir:{place}", pretrained=True)'
+    if (stem := raw["backbone"].get("stem", "timm")) != "timm":
+        use = f'import visiontune\n\nmodel = visiontune.load("{place}").network  # its stem is {stem}, which plain timm cannot build'
     lines = "\n".join(f"- {n}" for n in notes)
     return f"""# {run.folder.name}
 
 {result["what"]}.
 
 ```python
-import timm
-
 {use}
 ```
 
