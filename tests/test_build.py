@@ -4,6 +4,34 @@ import torch
 from timm.layers import SyncBatchNormAct
 
 from visiontune import SimCLR, build
+from visiontune.recipe import parse_recipe
+
+PRETRAIN = {"task": "pretrain", "method": "simclr", "backbone": {"name": "test_resnet"}, "data": {"train": "sample:digits/train"}}
+CLASSIFY = {k: v for k, v in PRETRAIN.items() if k != "method"} | {"task": "classify"}
+CLASSIFY["data"] = {"train": "sample:digits/train", "val": "sample:digits/test"}
+
+
+def derived(pictures, raw=PRETRAIN, **changes):
+    """A recipe and its notes, derived for this many pictures."""
+    tables = build.Tables(train=range(pictures), val=None, probe=None, notes=[])
+    return build.derive(parse_recipe(raw | changes).single, tables, processes=1)
+
+
+def test_few_pictures_are_pretrained_for_more_epochs_unless_the_recipe_says_how_many():
+    recipe, notes = derived(50_000)
+    assert recipe.epochs == 506
+    assert recipe.optim.warmup_epochs == 40
+    assert any(n.startswith("epochs 506: few pictures need more passes") for n in notes)
+    assert [derived(n)[0].epochs for n in (1_000, 320_000, 5_000_000)] == [800, 200, 100]
+    recipe, notes = derived(1_000, epochs=7)
+    assert (recipe.epochs, recipe.optim.warmup_epochs) == (7, 0.7)
+    assert not any(n.startswith("epochs") for n in notes)
+
+
+def test_a_classifier_is_taught_for_100_epochs_whatever_the_number_of_pictures():
+    recipe, notes = derived(1_000, CLASSIFY)
+    assert recipe.epochs == 100
+    assert "epochs 100: the recipe leaves it open" in notes
 
 
 def test_synchronised_batch_norms_keep_the_activation_inside_them():

@@ -1,5 +1,6 @@
 """Every number that a recipe leaves open, with the reason."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         scaled = optim.scale_lr(o.lr, batch, o.lr_scale)
         notes.append(f"learning rate {scaled:.4g}: {o.lr:g} for a batch of 256, scaled {o.lr_scale} to a batch of {batch}")
         o.lr, o.lr_scale = scaled, "none"
+    if found.epochs is None:
+        found.epochs = epochs_for(len(tables.train)) if isinstance(found, PretrainRecipe) else 100
+        notes.append(f"epochs {found.epochs}: {FEWER if found.epochs > 100 else 'the recipe leaves it open'}")
     if o.warmup_epochs is None:
         o.warmup_epochs = min(40.0, found.epochs / 10)
         notes.append(f"warm-up {o.warmup_epochs:g} epochs: a tenth of {found.epochs}, at most 40")
@@ -102,6 +106,21 @@ def _method_numbers(recipe: PretrainRecipe, pictures: int) -> list[str]:
     if teacher := getattr(recipe.method, "teacher", None):
         recipe.method.teacher = str(weights_path(teacher)) if Path(teacher).exists() else teacher  # a run's weights/backbone
     return notes
+
+
+FEWER = "few pictures need more passes for as many steps (El-Nouby et al. 2021, arXiv 2112.10740); 100 of 1.28 million, at most 800"
+
+
+def epochs_for(pictures: int) -> int:
+    """Passes of a pretraining: 100 over ImageNet's 1.28 million, more over fewer pictures by the root of how many fewer, at most 800.
+
+    El-Nouby et al. 2021 (arXiv 2112.10740) find pretraining on thousands of pictures to want as many steps as on many. The root is ours
+    and not searched: half way, by orders of magnitude, between as many steps and as many epochs.
+
+    >>> [epochs_for(n) for n in (5_000, 50_000, 320_000, 1_280_000, 10_000_000)]
+    [800, 506, 200, 100, 100]
+    """
+    return min(800, max(100, round(100 * math.sqrt(1.28e6 / pictures))))
 
 
 def auto_precision(accelerator: str) -> tuple[Any, str]:

@@ -216,7 +216,9 @@ Head: Any = Annotated[_head_model(), BeforeValidator(_named)]
 
 class Common(Section):
     backbone: Backbone = Field(description="the network")
-    epochs: PositiveInt = Field(100, description="passes over the training pictures")
+    epochs: PositiveInt | None = Field(
+        None, description="passes over the training pictures; default: 100, for pretraining up to 800 the fewer pictures there are"
+    )
     seed: NonNegativeInt = Field(0, description="of everything random")
     compile: bool = Field(False, description="compile the backbone block by block (torch.compile)")
     checkpoint_minutes: PositiveFloat = Field(15.0, description="minutes between checkpoints within an epoch; each epoch ends with one")
