@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visiontune.build import Tables
 from visiontune.callbacks.checkpoints import Checkpoints
+from visiontune.callbacks.embedding import EmbeddingWatch
 from visiontune.callbacks.probe import Probe
 from visiontune.callbacks.progress import Cost
 from visiontune.data.datamodule import PictureData
@@ -101,7 +102,15 @@ def export_weights(module: Module, run: Run, checkpoint: Path, reading: Reading)
 
 
 def result_of(
-    recipe: Recipe, module: Module, tables: Tables, steps: int, checkpoints: Checkpoints, probe: Probe | None, cost: Cost, memory: int
+    recipe: Recipe,
+    module: Module,
+    tables: Tables,
+    steps: int,
+    checkpoints: Checkpoints,
+    probe: Probe | None,
+    watch: EmbeddingWatch | None,
+    cost: Cost,
+    memory: int,
 ) -> dict[str, Any]:
     """The content of `result.json`."""
     seen = steps * recipe.data.batch_size
@@ -119,6 +128,10 @@ def result_of(
         result |= {"best_step": checkpoints.best_step, "val_pictures": len(tables.val or ())}
     if probe is not None:
         result |= probe.latest | {f"{k}_start": v for k, v in probe.start.items()}
+    if watch is not None:
+        for end, scores in (("", watch.latest), ("_start", watch.start)):
+            result |= {k.replace("/", "_") + end: v for k, v in scores.items()}
+        result["warnings"] = list(watch.said.values())
     for metric, name in (("train/loss", "loss"), ("train/baseline", "loss_baseline"), ("val/loss", "val_loss"), ("val/top5", "top5_last")):
         if metric in checkpoints.latest:
             result[name] = checkpoints.latest[metric]

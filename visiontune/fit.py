@@ -129,12 +129,13 @@ def fit(run: "Run", prepared: "Prepared") -> int:
 
     from visiontune import build
     from visiontune.callbacks.checkpoints import Checkpoints, Reseed
+    from visiontune.callbacks.embedding import EmbeddingWatch
     from visiontune.callbacks.metrics import MetricsCsv, ResumeMetrics
     from visiontune.callbacks.pictures import Pictures
     from visiontune.callbacks.probe import Probe
     from visiontune.callbacks.progress import Cost, peak_memory_bytes, progress_callbacks
     from visiontune.finish import export_weights, first_pictures, result_of, silence
-    from visiontune.report import figures, page
+    from visiontune.report import embedding, figures, page
     from visiontune.run import environment
 
     silence()
@@ -158,7 +159,11 @@ def fit(run: "Run", prepared: "Prepared") -> int:
     callbacks: list[L.Callback] = [Reseed(recipe.seed), ResumeMetrics(metrics), cost, checkpoints]
     callbacks += progress_callbacks(run.say, total_steps=steps * epochs, steps_per_epoch=steps, batch_size=recipe.data.batch_size)
     callbacks.append(Pictures(first_pictures(data, 8, clean=True), run.pictures, epochs=epochs, draw=figures.picture_rows))
-    probe = None
+    watch = probe = None
+    if recipe.task == "pretrain":
+        few = build.some_pictures(recipe, tables.train)
+        watch = EmbeddingWatch(few, run.pictures, epochs=epochs, say=run.say, draw=embedding.draw)
+        callbacks.insert(0, watch)
     if recipe.task == "pretrain" and recipe.probe and tables.probe:
         loaders = [build.clean_loader(recipe, t, recipe.probe.batch_size) for t in tables.probe]
         probe = Probe(*loaders, every=recipe.probe.every, epochs=epochs, seed=recipe.seed, say=run.say, on_broken=data.broken.note)
@@ -193,7 +198,7 @@ def fit(run: "Run", prepared: "Prepared") -> int:
     export_weights(
         build.make_module(recipe, tables, resumed=True)[0], run, run.best if checkpoints.best is not None else run.last, data.reading
     )
-    result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, cost, peak_memory_bytes())
+    result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, watch, cost, peak_memory_bytes())
     data.broken.refresh()
     if data.broken.causes:
         result["broken_pictures"] = len(data.broken.causes)

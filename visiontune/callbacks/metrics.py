@@ -10,6 +10,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+# Rows that have one of these were written by a look at the weights after so many steps, all others by a step that is under way.
+LOOKS = ("knn_top1", "embedding/rank")
+
 
 class MetricsCsv(Logger):
     """Appends rows; a resumed run first drops the rows beyond its checkpoint. (Lightning's own deletes the file when opened again.)"""
@@ -56,8 +59,8 @@ class MetricsCsv(Logger):
         rows = read_metrics(self.path)
         if rows:
             self.columns = list(rows[0])
-            # Lightning numbers a step from 0, so `step` itself is still to come; a probe's row counts the steps done.
-            self._rewrite([r for r in rows if int(r["step"]) < step or (int(r["step"]) == step and r.get("knn_top1"))])
+            # Lightning numbers a step from 0, so `step` itself is still to come; a look's row counts the steps done.
+            self._rewrite([r for r in rows if int(r["step"]) < step or (int(r["step"]) == step and any(r.get(k) for k in LOOKS))])
             kept = read_metrics(self.path)
             self._started -= float(kept[-1]["seconds"]) if kept else 0.0
 

@@ -3,5 +3,7 @@
 from visiontune.evaluate.embed import embed_all
 from visiontune.evaluate.knn import knn_predict
 from visiontune.evaluate.linear import linear_probe
+from visiontune.evaluate.rank import rank_me
+from visiontune.losses import spread
 
-__all__ = ["embed_all", "knn_predict", "linear_probe"]
+__all__ = ["embed_all", "knn_predict", "linear_probe", "rank_me", "spread"]

@@ -28,8 +28,30 @@ PAINTED = (
     "The same eight training pictures and masks at every report. Where patches are normalised (norm_pixels), what is painted is given the "
     "true patch's own mean and contrast: shapes are the network's merit, colours are not."
 )
-SPREAD = " train/spread is that of the features to predict: near 0 all pictures look alike to the network, it has collapsed."
-BASELINE = " train/baseline is the loss of one that predicts the mean: a loss that stays there has learned nothing yet."
+# What each metric tells, where it was drawn.
+TOLD = {
+    "train/baseline": "train/baseline is the loss of one that predicts the mean: a loss that stays there has learned nothing yet.",
+    "train/spread": "train/spread is that of what the loss compares: near 0 all pictures look alike to the network, it has collapsed.",
+    "embedding/rank": (
+        "embedding/rank (RankMe) counts the directions that the embeddings of some clean training pictures use; embedding/spread is 1 "
+        "where they point everywhere and 0 where all pictures look alike. Their level depends on the backbone, and the rank of random "
+        "weights may well fall at first: compare runs of one backbone; a fall to a few directions, or to no spread, is collapse."
+    ),
+    "train/teacher_entropy": (
+        "train/teacher_entropy near 1 is a teacher that gives every picture to all prototypes alike; train/teacher_marginal near 0 is one "
+        "that gives all pictures to one prototype: both are collapse, and a healthy run lies between."
+    ),
+}  # fmt: skip
+NEIGHBOURS = (
+    "In the first column eight training pictures; beside each the five nearest of a few hundred by cosine similarity of the embedding, "
+    "which stands above. Ask what neighbours share: objects and textures are what one hopes for, colour and brightness alone are what "
+    "random weights give already. The same few pictures beside every one, or cosines all near 1: the embedding tells little apart."
+)
+MAP = (
+    "The same pictures where their embeddings lie on a plane. Look for regions that have a theme, and for what changes along a direction; "
+    "islands of near-duplicates, scans or blank pictures are worth removing from the data. Distances across the plane are distorted: trust "
+    "neighbours. UMAP is used where umap-learn is installed."
+)
 
 
 def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_per_epoch: int) -> None:
@@ -38,15 +60,20 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     rows = read_metrics(run.metrics_file)
     drawn = figures.curves(rows, run.pictures / "curves.png", steps_per_epoch=steps_per_epoch)
     shown: list[dict[str, str]] = []
-    told = (BASELINE if "train/baseline" in drawn else "") + (SPREAD if "train/spread" in drawn else "")
     if drawn:
-        shown.append(_picture(run.pictures / "curves.png", "Curves", "From metrics.csv." + told))
+        told = " ".join(["From metrics.csv.", *(text for metric, text in TOLD.items() if metric in drawn)])
+        shown.append(_picture(run.pictures / "curves.png", "Curves", told))
     painted = sorted(run.pictures.glob("epoch_*.png"))
     for path in painted[:: max(1, len(painted) - 1)] if len(painted) > 1 else painted:
         epoch = int(path.stem.partition("_")[2])
         shown.append(_picture(path, f"Pictures after epoch {epoch}", PAINTED))
-    if (run.pictures / "views.png").exists():
-        shown.append(_picture(run.pictures / "views.png", "What the network sees", "Training pictures, whole and as they were augmented."))
+    for name, title, caption in (
+        ("neighbours", "What lies next to what", NEIGHBOURS),
+        ("map", "A map of the embedding", MAP),
+        ("views", "What the network sees", "Training pictures, whole and as they were augmented."),
+    ):
+        if (path := run.pictures / f"{name}.png").exists():
+            shown.append(_picture(path, title, caption))
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     causes = read_broken(run.broken_file)
     text = page.render(
@@ -57,6 +84,7 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
             for k, v in result.items()
             if k in NAMES and "loss" not in k and "start" not in k and v is not None
         ),
+        warnings=result.get("warnings", []),
         table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result), "texts": 1},
         pictures=shown,
         broken=causes[:100],
@@ -106,6 +134,7 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
         title=run.folder.name,
         lead="Several stages, one after another.",
         headline=headline,
+        warnings=[f"{name}: {w}" for name, r in results.items() for w in r.get("warnings", [])],
         table={"title": "Stages", "columns": columns, "rows": rows, "texts": 3},
         pictures=shown,
         recipe=run.recipe_file.read_text(),
@@ -132,6 +161,9 @@ def result_rows(result: dict[str, Any]) -> list[list[str]]:
     for key, value in result.items():
         if key in NAMES and value is not None:
             rows.append([NAMES[key], f"{value:.4f}" if "loss" in key else f"{100 * value:.2f} %"])
+    if "embedding_rank" in result:
+        ends = [f"{result[k]:.1f}" for k in ("embedding_rank_start", "embedding_rank") if k in result]
+        rows.append(["directions that the embedding uses (RankMe), start and end", " → ".join(ends)])
     rows.append(["time", clock(result["seconds"])])
     rows.append(["pictures seen", f"{result['images_seen']:,}"])
     rows.append(["pictures a second, all included", f"{result['images_per_second']:.0f}"])
