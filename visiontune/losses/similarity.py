@@ -23,6 +23,6 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
 def feature_distance(told: Tensor, wanted: Tensor, cosine_weight: float = 0.9) -> Tensor:
     """Mostly the angle, a little the length: `cosine_weight` of 1 - cosine, the rest smooth L1; `(..., D)` each, 0 where they agree.
 
-    AM-RADIO (Ranzinger et al. 2024, arXiv 2312.06709), section 3.3, for patch features.
+    AM-RADIO (Ranzinger et al. 2024, arXiv 2312.06709), section 3.4, for patch features.
     """
     return cosine_weight * (1 + negative_cosine(told, wanted)) + (1 - cosine_weight) * F.smooth_l1_loss(told, wanted)

@@ -12,12 +12,12 @@ from visiontune.losses import barlow_twins, spread
 from visiontune.module import Module, two_views, unset
 from visiontune.ranges import PositiveFloat, PositiveInt
 
-# Section 3: BYOL's views.
+# Section 2.2: BYOL's views.
 VIEWS = {
     "views": 2, "crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
     "hue": 0.1, "grey": 0.2, "blur": 1.0, "second": {"blur": 0.1, "solarize": 0.2},
 }  # fmt: skip
-# Section 3: LARS, learning rate 0.2 for a batch of 256, weight decay 1.5e-6.
+# Section 2.2: LARS, learning rate 0.2 for a batch of 256, weight decay 1.5e-6.
 OPTIM = {"name": "lars", "lr": 0.2, "weight_decay": 1.5e-6, "momentum": 0.9}
 # Correlations of 8192 dimensions are estimated from one batch: few pictures have small batches.
 BY_PICTURES = {"projector_out": ((50_000, 1024), (500_000, 4096), (None, 8192))}
@@ -31,7 +31,7 @@ class BarlowTwins(Module):
         projector_hidden: width of the hidden layers; None: that of the projection.
         projector_out: width of the projection; None: 8192, in a recipe by the number of pictures.
         projector_layers: linear layers of the projector.
-        loss_scale: factor of the loss. LARS feels it in biases and norms alone, whose learning rate in section 3 is 0.0048 where that of
+        loss_scale: factor of the loss. LARS feels it in biases and norms alone, whose learning rate in section 2.2 is 0.0048 where that of
             the weights is 0.2; Adam does not feel it.
         common: see `visiontune.module.Module`.
     """

@@ -52,7 +52,7 @@ class DINO(Module):
     """
 
     OPTIM: ClassVar[dict[str, Any]] = OPTIM
-    KEEPS = "teacher"  # section 5.1: it performs better than the student throughout the training
+    KEEPS = "teacher"  # section 3.1: it performs better than the student throughout the training
 
     def __init__(
         self,

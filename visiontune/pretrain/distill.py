@@ -1,7 +1,7 @@
 """Distillation without labels: a student learns to give a teacher's embedding and patch features.
 
 The losses are those of AM-RADIO (Ranzinger et al. 2024, "AM-RADIO: Agglomerative Vision Foundation Model", arXiv 2312.06709), section
-3.3; that teacher and student must see the same crop, and be patient, is Beyer et al. 2022, "Knowledge distillation: A good teacher is
+3.4; that teacher and student must see the same crop, and be patient, is Beyer et al. 2022, "Knowledge distillation: A good teacher is
 patient and consistent" (arXiv 2106.05237). Deviation: one teacher, and adaptors of one linear layer for patches.
 
 B pictures, N cells of the teacher's grid, D width of the student, E width of the teacher.
@@ -21,7 +21,7 @@ from visiontune.losses import feature_distance, negative_cosine, spread
 from visiontune.module import Module
 from visiontune.ranges import NonNegativeFloat, PositiveInt
 
-# Beyer et al., section 3: strong crops, which both networks see alike.
+# Beyer et al., section 3.1.1: random crops, which both networks see alike; how small they may be, and the colours, are ours.
 VIEWS = {"crop_scale": (0.14, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 # Ours: a usual AdamW.
 OPTIM = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.05}

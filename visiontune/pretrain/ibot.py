@@ -23,13 +23,13 @@ from visiontune.module import Module, global_and_local, grid_of_cells, unset
 from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
 from visiontune.teacher import Teacher, entropies
 
-# Section 4.1 and appendix D: DINO's, with ten small crops and large ones from a share of 0.32 on.
+# Appendix B: DINO's, with ten small crops, and 0.32 of the area between small and large ones.
 VIEWS = {
     "views": 2, "crop_scale": (0.32, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
     "hue": 0.1, "grey": 0.2, "blur": 1.0, "second": {"blur": 0.1, "solarize": 0.2},
     "local": {"views": 10, "image_size": 96, "crop_scale": (0.05, 0.32), "blur": 0.5, "solarize": 0.0},
 }  # fmt: skip
-# Section 4.1: AdamW, learning rate 5e-4 for a batch of 256, weight decay from 0.04 to 0.4.
+# Section 3.2: AdamW, learning rate 5e-4 for a batch of 256; the authors' code: weight decay from 0.04 to 0.4.
 OPTIM = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4}
 BY_PICTURES = {
     "prototypes": ((20_000, 1024), (200_000, 2048), (1_000_000, 4096), (None, 8192)),

@@ -15,12 +15,13 @@ from visiontune.losses import sigreg, spread
 from visiontune.module import Module, global_and_local
 from visiontune.ranges import OpenFraction, PositiveInt
 
-# Section 5 and appendix: two global and eight (six in the text's minimal example) local views, DINO's colours.
+# Section 6.1: two global and eight local views are recommended (its experiments take six). The authors' README: DINO's colours, crops
+# from a share of 0.3 and of 0.05 on; local ones of 98 pixels there, for patches of 14.
 VIEWS = {
     "views": 2, "crop_scale": (0.3, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1,
     "grey": 0.2, "blur": 0.5, "solarize": 0.2, "local": {"views": 8, "image_size": 96, "crop_scale": (0.05, 0.3)},
 }  # fmt: skip
-# Section 6.1: AdamW, learning rate 5e-4, weight decay 5e-2 for transformers (5e-4 suits convnets).
+# The authors' README: AdamW, learning rate 5e-4 whatever the batch, weight decay 5e-2 for transformers (5e-4 for ResNets).
 OPTIM = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.05}
 
 

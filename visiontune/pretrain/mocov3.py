@@ -17,12 +17,12 @@ from visiontune.module import Module, two_views
 from visiontune.ranges import OpenFraction, PositiveFloat, PositiveInt
 from visiontune.teacher import Teacher
 
-# Section 4.1 takes BYOL's views; transformers crop from a share of 0.08 on, ResNet-50 from 0.2 in the authors' code.
+# Appendix A names what BYOL does to views; the numbers are the authors' code's, in which a ResNet-50 crops from a share of 0.2 on.
 VIEWS = {
     "views": 2, "crop_scale": (0.08, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
     "hue": 0.1, "grey": 0.2, "blur": 1.0, "second": {"blur": 0.1, "solarize": 0.2},
 }  # fmt: skip
-# Section 4.1 and the authors' code, transformers: AdamW, learning rate 1.5e-4 for a batch of 256, weight decay 0.1.
+# Transformers: AdamW (section 5); the authors' code: learning rate 1.5e-4 for a batch of 256, weight decay 0.1.
 OPTIM = {"name": "adamw", "lr": 1.5e-4, "weight_decay": 0.1}
 
 
@@ -36,7 +36,7 @@ class MoCoV3(Module):
         projector_layers: linear layers of the projector; the paper takes 3 for transformers, 2 for ResNets.
         momentum_start: share of the old weights in the teacher at the first step; rises to 1.
         freeze_patches: keep the patch embedding of a plain vision transformer as it was initialised (or loaded): trained, its gradients
-            jump and accuracy dips (section 4).
+            jump and accuracy dips (section 4.2).
         common: see `visiontune.module.Module`.
     """
 
@@ -64,7 +64,7 @@ class MoCoV3(Module):
         self.load_rest_of(common.get("weights"))
 
     def freeze_patches(self, *, fresh: bool) -> None:
-        """Sine-cosine positions and a random projection of patches, neither trained: section 4 and the authors' `vits.py`."""
+        """Sine-cosine positions and a random projection of patches, neither trained: sections 4.2 and 5, the authors' `vits.py`."""
         vit: Any = self.backbone
         proj = vit.patch_embed.proj
         if fresh:

@@ -13,7 +13,7 @@ from visiontune.losses import negative_cosine, spread
 from visiontune.module import Module, two_views
 from visiontune.ranges import PositiveInt
 
-# Section 4 and the authors' code: the views of MoCo v2.
+# Appendix A: the views of MoCo v2.
 VIEWS = {
     "views": 2, "crop_scale": (0.2, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1,
     "grey": 0.2, "blur": 0.5,

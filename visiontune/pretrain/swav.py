@@ -20,12 +20,12 @@ from visiontune.module import Module, global_and_local, unset
 from visiontune.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from visiontune.teacher import entropies
 
-# Section 4.1 and the authors' code: SimCLR's colours; two crops of 224 and six of 96 pixels.
+# Appendix A.2: SimCLR's colours; two crops of 224 and, in the authors' code, six of 96 pixels.
 VIEWS = {
     "views": 2, "crop_scale": (0.14, 1.0), "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
     "hue": 0.2, "grey": 0.2, "blur": 0.5, "local": {"views": 6, "image_size": 96, "crop_scale": (0.05, 0.14)},
 }  # fmt: skip
-# The authors' code, batches of 4096: LARS, learning rate 0.3 for a batch of 256, weight decay 1e-6.
+# Appendix A.1: LARS, learning rate 4.8 for the batch of 4096, which is 0.3 for 256, weight decay 1e-6.
 OPTIM = {"name": "lars", "lr": 0.3, "weight_decay": 1e-6, "momentum": 0.9}
 # Every prototype must be some pictures' in a batch: few pictures have small batches.
 BY_PICTURES = {"prototypes": ((20_000, 300), (200_000, 1000), (None, 3000))}
