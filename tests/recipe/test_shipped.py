@@ -1,15 +1,31 @@
 """Every recipe that ships is loaded and built."""
 
-import pytest
+from pathlib import Path
 
-from visiontune import build
+import pytest
+import timm
+
+from visiontune import backbones, build
+from visiontune.export import save_timm_folder
 from visiontune.recipe import find_recipe, load_recipe, shipped_recipes
 from visiontune.recipe.schema import is_path
 
 
+WIDE = ("projector_hidden", "projector_out", "predictor_hidden", "prototypes", "queue")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """An exported folder of random weights, for recipes that would fetch a teacher."""
+    folder = tmp_path_factory.mktemp("teacher")
+    model = timm.create_model("test_resnet", num_classes=0)
+    save_timm_folder(model, folder, backbones.Spec("test_resnet"), mean=[0.5] * 3, std=[0.5] * 3)
+    return folder
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_loads_and_builds(name, pictures, monkeypatch):
-    # What a user gives on the command line: own folders, and here small pictures, batches and backbones of random weights.
+def test_loads_and_builds(name, pictures, teacher, monkeypatch):
+    # What a user gives on the command line: own folders, and here small pictures, batches, heads and backbones of random weights.
     monkeypatch.chdir(pictures)
     loaded = load_recipe(name)
     for stage, recipe in loaded.stages.items():
@@ -23,9 +39,16 @@ def test_loads_and_builds(name, pictures, monkeypatch):
                 recipe.data.val = str(pictures / "val")
         else:
             recipe.probe = None
+            for option in WIDE:
+                if getattr(recipe.method, option, None):
+                    setattr(recipe.method, option, min(64, getattr(recipe.method, option)))
+            if hasattr(recipe.method, "teacher"):
+                recipe.method.teacher = str(teacher)
         if is_path(recipe.backbone.weights) or recipe.backbone.weights.startswith("stage:"):
             recipe.backbone.weights = "random"
             recipe.backbone.name = recipe.backbone.name or "resnet10t"
+        if str(recipe.backbone.name).startswith("vit_"):
+            recipe.backbone.args = recipe.backbone.args | {"depth": 2}
         tables = build.find_pictures(recipe)
         derived, notes = build.derive(recipe, tables, processes=1)
         module, _ = build.make_module(derived, tables)
