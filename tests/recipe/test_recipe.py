@@ -121,7 +121,7 @@ epochs: -1
     for wanted in (
         "a.yaml:2: method.mask_ratio: got 1.5; expected a number below 1",
         "a.yaml:4: data.image_size: got 'big'; expected a whole number or a list",
-        "a.yaml:6: optim.weight_deacy: unknown key; did you mean 'weight_decay'?",
+        "a.yaml:6: optim.weight_deacy: unknown key; did you mean 'weight_decay'",
         "a.yaml:7: lr: unknown key; it belongs at optim.lr",
         "a.yaml:8: epochs: got -1; expected a number above 0",
     ):
@@ -162,6 +162,6 @@ def test_options_come_from_the_class_that_will_get_them():
         cls = getattr(importlib.import_module(f"visiontune.pretrain.{name}"), options.class_name)
         signature = inspect.signature(cls.__init__).parameters
         assert {o.name: o.default for o in options.options} == {
-            p.name: p.default for p in signature.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
+            p.name: ... if p.default is p.empty else p.default for p in signature.values() if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
         assert all(o.meaning for o in options.options), f"{name}: an option without a meaning"

@@ -10,7 +10,6 @@ from visiontune.export import save_timm_folder
 from visiontune.recipe import find_recipe, load_recipe, shipped_recipes
 from visiontune.recipe.schema import is_path
 
-
 WIDE = ("projector_hidden", "projector_out", "predictor_hidden", "prototypes", "queue")
 
 
