@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def test_a_run_lowers_its_loss_and_leaves_what_the_design_says(tmp_path, recipes
         "result.json",
     }
     wanted |= {"weights/backbone/model.safetensors", "weights/backbone/config.json", "pictures/views.png", "pictures/curves.png"}
-    if kind == "classify":
+    if kind != "classify":
+        wanted |= {"pictures/neighbours.png", "pictures/map.png"}
+    else:
         wanted |= {"checkpoints/best.ckpt", "weights/model/model.safetensors", "weights/model/config.json"}
     assert wanted <= there
     assert ("pictures/epoch_0008.png" in there) == (kind in MASKED)
@@ -66,12 +69,15 @@ def test_a_run_lowers_its_loss_and_leaves_what_the_design_says(tmp_path, recipes
     result = json.loads((out / "result.json").read_text())
     assert result["images_seen"] == 8 * 48
     assert ("loss_baseline" in result) == (kind in MASKED)
+    assert result.get("warnings") == (None if kind == "classify" else [])
+    looks = [int(r["step"]) for r in metrics(out) if "embedding/rank" in r]
+    assert looks == ([] if kind == "classify" else [3 * done for done in range(9)])
     assert {"seconds", "images_per_second", "peak_memory_bytes"} <= result.keys()
     saved = yaml.safe_load((out / "recipe.yaml").read_text())
     assert saved["optim"]["lr_scale"] == "none"
     assert "auto" not in str(saved["data"]) + str(saved["trainer"]["precision"])
     page = (out / "report.html").read_text()
-    assert "http" not in page.replace("http://www.w3.org", "")  # opened offline
+    assert "http" not in re.sub('base64,[^"]+', "", page)  # opened offline
     assert page.count("data:image/png;base64") >= 2
 
 
@@ -183,7 +189,7 @@ def test_killed_and_resumed_meets_the_unbroken_runs_numbers(tmp_path, recipes, k
     assert main(["--resume", str(tmp_path / "broken"), f"data.workers={1 - workers}"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
     whole, broken = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", "broken"))
-    same = ("images_seen", "top1", "best_step", "loss")
+    same = ("images_seen", "top1", "best_step", "loss", "warnings", "embedding_rank", "embedding_rank_start")
     assert {k: whole.get(k) for k in same} == {k: broken.get(k) for k in same}
 
 
@@ -303,6 +309,19 @@ def test_the_probe_leaves_the_run_bit_identical(tmp_path, recipes, pictures):
     assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
     result = json.loads((tmp_path / "b" / "result.json").read_text())
     assert {"knn_top1", "probe_top1", "knn_top1_start", "probe_top1_start"} <= result.keys()
+
+
+def test_collapse_is_said_once_and_stands_in_the_result_and_the_report(tmp_path, recipes, monkeypatch, capsys):
+    from visiontune.callbacks import embedding
+
+    seen = lambda now, start: now < 1000  # noqa: E731 (as if)
+    monkeypatch.setattr(embedding, "SIGNS", (embedding.Sign("embedding/rank", seen, "this <run> is lost"),))
+    out = tmp_path / "run"
+    assert main([write(tmp_path / "r.yaml", recipes["simclr"]), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("warning: collapse: embedding/rank is ") == 1
+    (warning,) = json.loads((out / "result.json").read_text())["warnings"]
+    assert warning.endswith("at the start: this <run> is lost")
+    assert "at the start: this &lt;run&gt; is lost" in (out / "report.html").read_text()
 
 
 def test_a_dry_run_writes_nothing(tmp_path, recipes, capsys, monkeypatch):

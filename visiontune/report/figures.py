@@ -19,13 +19,13 @@ PANELS = {
     "val/top5": "accuracy",
     "knn_top1": "probe",
     "probe_top1": "probe",
-    "embedding/rank": "rank of the embedding",
+    "embedding/rank": "embedding/rank",
     "embedding/spread": "spread",
     "train/spread": "spread",
     "train/teacher_entropy": "teacher",
     "train/teacher_marginal": "teacher",
 }
-# Panels of shares: their whole range is shown, so that small changes look small.
+# Panels of numbers between 0 and 1: their whole range is shown, so that small changes look small.
 SHARES = ("spread", "teacher")
 INK, ACCENTS = "#333333", ("#1b6ca8", "#d1603d", "#3d8b5f", "#8a5ba6")
 
@@ -80,7 +80,7 @@ def curves(rows: list[dict[str, str]], path: Path, *, steps_per_epoch: int) -> l
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-        if len(members) > 1:
+        if len(members) > 1 or title in SHARES:
             axis.legend(fontsize=8, frameon=False)
     figure.tight_layout()
     _save(figure, path)
