@@ -272,7 +272,7 @@ def test_weights_of_a_run_start_a_new_one(tmp_path, recipes):
     main([write(tmp_path / "p.yaml", recipes["simclr"] | {"epochs": 1}), "--out", str(tmp_path / "pre")])
     recipe = recipes["classify"] | {"epochs": 1, "backbone": {"weights": str(tmp_path / "pre")}}
     assert main([write(tmp_path / "c.yaml", recipe), "--out", str(tmp_path / "tuned")]) == 0
-    assert json.loads((tmp_path / "tuned/result.json").read_text())["what"].endswith("from the weights of pre, 1 epochs")
+    assert json.loads((tmp_path / "tuned/result.json").read_text())["what"].endswith("from the weights of pre, 1 epoch")
 
 
 def test_a_small_stem_goes_through_stages_to_predictions(tmp_path, recipes, pictures, capsys):

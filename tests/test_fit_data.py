@@ -175,7 +175,7 @@ def test_check_looks_through_a_folder(pictures, tmp_path, capsys):
     assert verb(["check", str(tmp_path), "--csv", str(tmp_path / "found.csv"), "--tiny", "64"]) == 1
     said = capsys.readouterr().out
     assert "broken: 1: 1 empty file" in said
-    assert "exact duplicates: 1, in 1 groups" in said
+    assert "exact duplicates: 1, in 1 group" in said
     assert "smaller than 64 pixels: 2" in said
     with (tmp_path / "found.csv").open() as file:
         assert [r["problem"] for r in csv.DictReader(file)] == ["broken", "duplicate", "tiny", "tiny"]
@@ -209,7 +209,7 @@ def test_a_broken_validation_is_listed_and_is_no_reason_to_stop(tmp_path, recipe
 
 def test_shard_packs_a_folder_and_fit_reads_it(pictures, tmp_path, recipes, capsys):
     assert verb(["shard", str(pictures / "train"), str(tmp_path / "s"), "--size", "16"]) == 0
-    assert "48 pictures in 1 shards" in capsys.readouterr().out
+    assert "48 pictures in 1 shard" in capsys.readouterr().out
     recipe = recipes["mae"]
     recipe["data"]["train"] = str(tmp_path / "s")
     assert main([write(tmp_path / "r.yaml", recipe | {"epochs": 1}), "--out", str(tmp_path / "run")]) == 0
@@ -229,4 +229,4 @@ def test_shard_says_why_it_writes_no_classes(pictures, tmp_path, capsys):
     shutil.copy(pictures / "val" / "lying" / "000.png", tmp_path / "stray" / "zz.png")
     assert verb(["shard", str(tmp_path / "stray"), str(tmp_path / "out")]) == 0
     assert "no classes are written" in capsys.readouterr().out
-    assert "1 pictures directly in" in " ".join(list_pictures(tmp_path / "stray", labelled=True).notes)
+    assert "1 picture directly in" in " ".join(list_pictures(tmp_path / "stray", labelled=True).notes)

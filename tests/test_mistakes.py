@@ -47,7 +47,7 @@ MISTAKES = [
     ("a backbone's unknown argument", {"backbone__args": {"layers": 3}}, "backbone.args: test_vit refuses"),
     ("a missing folder", {"data__train": "/no/such/photos"}, "data.train: no folder /no/such/photos; / holds the folders"),
     ("an unknown sample", {"data__train": "sample:digit/train"}, "did you mean 'digits/train'"),
-    ("a batch larger than the data", {"data__batch_size": 1000}, "data.batch_size: got 1000, but there are 48 pictures"),
+    ("a batch larger than the data", {"data__batch_size": 1000}, "data.batch_size: got 1000, but there are no more than 48 pictures"),
     ("a batch that accumulation does not divide", {"trainer": {"accumulate_grad_batches": 3, "accelerator": "cpu"}},
      "accumulated batches do not divide; try data.batch_size=6"),
     ("a picture size that patches do not divide", {"data__image_size": 30}, "image_size|patch"),

@@ -177,19 +177,19 @@ def index(argv: list[str]) -> int:
     from visiontune.data.folder import list_pictures, missing_folder
     from visiontune.data.index import open_index
     from visiontune.data.shards import is_shards, open_shards
-    from visiontune.errors import UserError
+    from visiontune.errors import UserError, counted
 
     if is_shards(args.folder):
         table = open_shards(args.folder, key="index", labelled=None)
-        print("\n".join([f"{len(table)} pictures in the shards of {args.folder}", *table.notes]))
+        print("\n".join([f"{counted(len(table), 'picture')} in the shards of {args.folder}", *table.notes]))
         return 0
     if not os.path.isdir(args.folder):
         raise UserError(missing_folder("index", args.folder))
     found = open_index(args.folder, beside=args.beside or None, fresh=args.fresh)
     if not len(found):
         list_pictures(args.folder, key="index")  # says why
-    classes = f", in {len(found.classes)} folders at the first level" if found.classes else ""
-    print("\n".join([f"{len(found)} pictures in {args.folder}{classes}", *found.notes()]))
+    classes = f", in {counted(len(found.classes), 'folder')} at the first level" if found.classes else ""
+    print("\n".join([f"{counted(len(found), 'picture')} in {args.folder}{classes}", *found.notes()]))
     return 0 if len(found) else 1
 
 
@@ -221,6 +221,7 @@ def predict(argv: list[str]) -> int:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="pictures, or folders of them")
     parser.add_argument("--csv", metavar="OUT", help="file to write (default: print)")
     args = parser.parse_args(argv)
+    from visiontune.errors import counted
     from visiontune.predict import find_files, load, write_csv
 
     predictions = load(args.run).predict(find_files(args.paths))
@@ -228,7 +229,7 @@ def predict(argv: list[str]) -> int:
         _writable(args.csv)
         with open(args.csv, "w", newline="", errors="surrogateescape") as file:
             count, broken = write_csv(predictions, file)
-        print(f"{count} pictures labelled in {args.csv}")
+        print(f"{counted(count, 'picture')} labelled in {args.csv}")
     else:
         count, broken = write_csv(predictions, sys.stdout)
     for p in broken:

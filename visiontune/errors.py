@@ -21,6 +21,16 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def counted(number: float, noun: str, form: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "epoch"), counted(2, "epoch"), counted(3, "batch"), counted(12000, "class", ",")
+    ('1 epoch', '2 epochs', '3 batches', '12,000 classes')
+    """
+    plural = f"{noun}es" if noun.endswith(("s", "tch")) else f"{noun}s"
+    return f"{number:{form}} {noun if number == 1 else plural}"
+
+
 def some(items: Iterable[object], limit: int = 5) -> str:
     """A list for an error sentence, cut after `limit` with a word about the rest."""
     listed = [readable(str(i)) for i in items]

@@ -20,6 +20,7 @@ from visiontune.data.decode import BrokenPicture, Picture, Reading
 from visiontune.data.read import read_bytes
 from visiontune.data.resize import resize
 from visiontune.data.views import CenterCrop
+from visiontune.errors import counted
 from visiontune.export import image_statistics, save_timm_folder
 from visiontune.finetune.classify import Classifier
 from visiontune.module import Module
@@ -117,11 +118,12 @@ def result_of(
     result: dict[str, Any] = {"task": recipe.task}
     start = recipe.backbone.weights
     origin = "random weights" if start == "random" else "timm's weights" if start == "timm" else f"the weights of {_origin(start)}"
+    epochs = counted(recipe.epochs or 0, "epoch")
     if isinstance(recipe, PretrainRecipe):
-        result["what"] = f"{recipe.method.name} pretraining of {recipe.backbone.name} from {origin}, {recipe.epochs} epochs"
+        result["what"] = f"{recipe.method.name} pretraining of {recipe.backbone.name} from {origin}, {epochs}"
     else:
         tuned = "classifier" if recipe.tune == "head" else "fine-tuning"
-        result["what"] = f"{tuned} on {len(tables.train)} labels, {recipe.backbone.name} from {origin}, {recipe.epochs} epochs"
+        result["what"] = f"{tuned} on {counted(len(tables.train), 'label')}, {recipe.backbone.name} from {origin}, {epochs}"
     if checkpoints.best is not None:
         # The best epoch was chosen on the pictures that it is judged on: the last epoch's score stands beside it.
         result |= {"top1": checkpoints.best, "top1_last": checkpoints.latest["val/top1"]}

@@ -115,7 +115,7 @@ def test_nothing_is_left_of_a_run_that_failed_and_other_files_are_not_touched(pi
 def test_the_summary_says_what_and_where(pictures, tmp_path):
     written = write_shards(list_pictures(pictures / "val", labelled=True), tmp_path / "out", size=16, processes=1)
     text = "\n".join(written.lines())
-    assert f"16 pictures in 1 shards ({written.bytes / 1e6:.1f} MB) in {tmp_path / 'out'}, 16 of them shrunk" in text
+    assert f"16 pictures in 1 shard ({written.bytes / 1e6:.1f} MB) in {tmp_path / 'out'}, 16 of them shrunk" in text
     assert "2 classes" in text
     assert "broken" not in text
     assert "1,234 broken" in "\n".join(replace(written, broken=1234).lines())

@@ -178,7 +178,7 @@ def test_class_names_come_from_a_file_or_are_the_numbers(three):
     assert table.classes == ("lying", "standing", "sitting")
     assert table.labels.tolist() == [0, 1, 0, 1, 0] * 3
     (three / "classes.txt").write_text("lying\n")
-    with pytest.raises(UserError, match="has class 1, but .*classes.txt names 1 classes, from 0"):
+    with pytest.raises(UserError, match="has class 1, but .*classes.txt names 1 class, from 0"):
         open_shards(str(three), key="data.train", labelled=True)
 
 
@@ -251,7 +251,7 @@ def test_files_that_are_no_plain_tar_are_named_together(three):
 
 def test_shards_without_pictures_are_told(tmp_path):
     tar(tmp_path / "a.tar", {"1.txt": b"x", "1.cls": b"0"})
-    with pytest.raises(UserError, match="data.train: no picture in the 1 shards of"):
+    with pytest.raises(UserError, match="data.train: no picture in the 1 shard of"):
         open_shards(str(tmp_path), key="data.train", labelled=False)
 
 

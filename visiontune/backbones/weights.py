@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from visiontune.backbones.create import Spec, create
 from visiontune.backbones.files import read_config, read_weights, tensors_with
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError, counted, some
 
 # Not learned, or rebuilt by the model itself: a file may lack them.
 EXTRAS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
@@ -50,7 +50,7 @@ class LoadReport:
     untold: str = ""
 
     def lines(self) -> list[str]:
-        out = [f"{self.matched} tensors of the backbone loaded from {self.source}"]
+        out = [f"{counted(self.matched, 'tensor')} of the backbone loaded from {self.source}"]
         if self.by_order:
             out.append("no name agreed; taken by order, since every shape and kind of tensor agrees")
         if self.resized:
@@ -162,7 +162,7 @@ def load_beside(module: nn.Module, path: str | Path) -> list[str]:
     if misfits:
         return [f"{named}: NOT loaded from {path}, they start at random; these differ: {some(misfits, 3)}"]
     module.load_state_dict(found, strict=False)
-    return [f"{len(found)} tensors of {named} loaded from {path}"]
+    return [f"{counted(len(found), 'tensor')} of {named} loaded from {path}"]
 
 
 def _head_names(model: nn.Module) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from visiontune import backbones
 from visiontune.build.pictures import Tables, estimate_statistics, picture_size
-from visiontune.errors import UserError
+from visiontune.errors import UserError, counted
 from visiontune.module import Module
 from visiontune.recipe import PretrainRecipe, Recipe
 from visiontune.recipe.schema import is_path, options_of
@@ -88,7 +88,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     )
     if recipe.compile:
         blocks = sum(compile_blocks(encoder) for encoder in module.encoders)
-        notes.append(f"compiled {blocks} blocks of the backbone one by one")
+        notes.append(f"compiled {counted(blocks, 'block')} of the backbone one by one")
     return module, notes
 
 

@@ -10,7 +10,7 @@ from visiontune import backbones, optim
 from visiontune.build.modules import weights_path
 from visiontune.build.pictures import Tables, views_of
 from visiontune.data.loader import auto_workers
-from visiontune.errors import UserError
+from visiontune.errors import UserError, counted
 from visiontune.module import Module
 from visiontune.recipe import PretrainRecipe, Recipe
 from visiontune.recipe.schema import is_path, options_of
@@ -58,7 +58,7 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         notes.append(f"epochs {found.epochs}: {FEWER if found.epochs > 100 else 'the recipe leaves it open'}")
     if o.warmup_epochs is None:
         o.warmup_epochs = min(40.0, found.epochs / 10)
-        notes.append(f"warm-up {o.warmup_epochs:g} epochs: a tenth of {found.epochs}, at most 40")
+        notes.append(f"warm-up {counted(o.warmup_epochs, 'epoch', 'g')}: a tenth of {found.epochs}, at most 40")
 
     if found.data.workers == "auto":
         found.data.workers, why = auto_workers(processes)
@@ -69,14 +69,14 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     notes += views_of(found)[1]
     steps = len(tables.train) // batch
     left = len(tables.train) - steps * batch
-    rest = f" ({left} pictures are left out, others in each epoch)" if left else ""
+    rest = f" ({counted(left, 'picture')} left out, others in each epoch)" if left else ""
     repeats = found.data.repeats
     times = f" x {repeats} repeats" if repeats > 1 else ""
     total = steps * repeats * found.epochs
     if found.trainer.log_every_n_steps > total > 0:
         found.trainer.log_every_n_steps = max(1, total // 10)
-        notes.append(f"metrics every {found.trainer.log_every_n_steps} steps: the whole run has {total}")
-    notes.append(f"steps {total}: {found.epochs} epochs of {steps} batches of {batch}{times}{rest}")
+        notes.append(f"metrics every {counted(found.trainer.log_every_n_steps, 'step')}: the whole run has {total}")
+    notes.append(f"steps {total}: {counted(found.epochs, 'epoch')} of {counted(steps, 'batch')} of {batch}{times}{rest}")
     return found, notes
 
 

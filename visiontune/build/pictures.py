@@ -17,7 +17,7 @@ from visiontune.data.order import EvalOrder, permute
 from visiontune.data.read import read_bytes
 from visiontune.data.table import PictureTable
 from visiontune.data.views import Augment, CenterCrop, Views
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError, counted, some
 from visiontune.recipe import ClassifyRecipe, Recipe
 from visiontune.recipe.options import named_views
 from visiontune.recipe.schema import options_of
@@ -61,9 +61,8 @@ def find_pictures(recipe: Recipe) -> Tables:
         total = len(train)
         train = few_labels(train, seed=recipe.seed, fraction=data.labels_fraction, per_class=data.labels_per_class)
         used = f"{len(train)} of {total}" if len(train) < total else str(total)
-        notes.append(
-            f"pictures: {used} with labels to train, {len(val)} to validate, {len(train.classes)} classes: {some(train.classes, 10)}"
-        )
+        classes = f"{counted(len(train.classes), 'class')}: {some(train.classes, 10)}"
+        notes.append(f"pictures: {used} with labels to train, {len(val)} to validate, {classes}")
         missing = [c for k, c in enumerate(train.classes) if train.labels is not None and not (train.labels == k).any()]
         if missing:
             raise UserError(f"data.train: no picture of {some(missing)}")
@@ -76,10 +75,10 @@ def find_pictures(recipe: Recipe) -> Tables:
             judged = align_labels(list_pictures(recipe.probe.val, key="probe.val", labelled=True), labelled.classes, key="probe.val")
             probe = (labelled, judged)
             notes += (*labelled.notes, *judged.notes)
-            notes.append(f"probe: {len(labelled)} labelled pictures to fit, {len(judged)} to score")
+            notes.append(f"probe: {counted(len(labelled), 'labelled picture')} to fit, {len(judged)} to score")
     if len(train) < recipe.data.batch_size:
         raise UserError(
-            f"data.batch_size: got {recipe.data.batch_size}, but there are {len(train)} pictures to train on; "
+            f"data.batch_size: got {recipe.data.batch_size}, but there are no more than {counted(len(train), 'picture')} to train on; "
             f"give at most that, e.g. data.batch_size={max(1, len(train) // 2)}"
         )
     return Tables(train, val, probe, notes)
@@ -172,7 +171,7 @@ def estimate_statistics(recipe: Recipe, table: PictureTable, pictures: int = 100
             continue
         sums, squares, count = sums + pixels.mean((0, 1)), squares + np.square(pixels).mean((0, 1)), count + 1
     if not count:
-        raise UserError(f"data.train: none of the first {len(causes)} pictures can be read: {some(causes, 5)}")
+        raise UserError(f"data.train: none of the first {counted(len(causes), 'picture')} can be read: {some(causes, 5)}")
     mean = sums / count
     # A channel that never changes is left alone rather than divided by nothing.
     std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from visiontune.errors import UserError
+from visiontune.errors import UserError, counted
 from visiontune.module import Module
 from visiontune.recipe import Recipe
 
@@ -84,6 +84,7 @@ def check_split(recipe: Recipe, world_size: int) -> None:
     if recipe.data.batch_size % parts:
         near_size = max(parts, recipe.data.batch_size // parts * parts)
         raise UserError(
-            f"data.batch_size: got {recipe.data.batch_size}, which {world_size} devices x {accumulate} accumulated batches do not divide; "
+            f"data.batch_size: got {recipe.data.batch_size}, which {counted(world_size, 'device')} x "
+            f"{counted(accumulate, 'accumulated batch')} do not divide; "
             f"try data.batch_size={near_size}"
         )

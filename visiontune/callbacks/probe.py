@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 
+from visiontune.errors import counted
 from visiontune.evaluate import embed_all, knn_predict, linear_probe
 
 
@@ -66,7 +67,7 @@ class Probe(L.Callback):
             z, truth = embed_all(module, self.val(), self.on_broken)
         knn = float((knn_predict(x, y, z) == truth).float().mean())
         linear = linear_probe(x, y, z, truth, seed=self.seed)
-        self.say(f"probe {when}: k-NN {100 * knn:.1f} %, linear {100 * linear.top1:.1f} % of {len(truth)} pictures")
+        self.say(f"probe {when}: k-NN {100 * knn:.1f} %, linear {100 * linear.top1:.1f} % of {counted(len(truth), 'picture')}")
         scores = {"knn_top1": knn, "probe_top1": linear.top1}
         for logger in trainer.loggers:
             logger.log_metrics(dict(scores, epoch=trainer.current_epoch), step=trainer.global_step)

@@ -12,7 +12,7 @@ from visiontune.data.sample import sample_folder
 from visiontune.data.shards import is_shards, open_shards
 from visiontune.data.table import PictureTable
 from visiontune.data.walk import SUFFIXES
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError, counted, some
 
 
 def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool | None = False) -> PictureTable:
@@ -49,11 +49,11 @@ def list_pictures(root: str | Path, *, key: str = "data.train", labelled: bool |
     if not labelled:
         first = 0
     elif len(index.classes) < 2:
-        found = f"one class folder ({index.classes[0]})" if index.classes else f"{len(index)} pictures and no class folders"
+        found = f"one class folder ({index.classes[0]})" if index.classes else f"{counted(len(index), 'picture')} and no class folders"
         raise UserError(f"{key}: {folder} holds {found}; labelled pictures lie in one sub-folder a class (flowers/train/rose/1.jpg)")
     notes = index.notes(brief=True)
     if first:
-        notes.append(f"{key}: {first} pictures directly in {folder} are in no class folder, and left out")
+        notes.append(f"{key}: {counted(first, 'picture')} directly in {folder}, in no class folder, left out")
     return PictureTable(
         folder,
         index.names,

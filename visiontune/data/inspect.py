@@ -15,6 +15,7 @@ from visiontune.data.decode import BrokenPicture, Picture, Reading
 from visiontune.data.parallel import available_cores, over
 from visiontune.data.read import read_bytes
 from visiontune.data.table import PictureTable
+from visiontune.errors import counted
 
 CHUNK = 64
 
@@ -63,12 +64,12 @@ class Findings:
     def lines(self, tiny: int) -> list[str]:
         """For people."""
         n = len(self.table)
-        found = [f"{n} pictures in {self.table.root}"]
+        found = [f"{counted(n, 'picture')} in {self.table.root}"]
         if len(self.sizes):
             low, middle, high = np.percentile(self.sizes, (0, 50, 100)).astype(int)
             found.append(f"short side: {low} to {high} pixels, half of them at most {middle}")
         found.append(f"broken: {len(self.broken)}" + (f": {count_causes(c for _, c in self.broken)}" if self.broken else ""))
-        found.append(f"exact duplicates: {self.copies}" + (f", in {len(self.duplicates)} groups" if self.duplicates else ""))
+        found.append(f"exact duplicates: {self.copies}" + (f", in {counted(len(self.duplicates), 'group')}" if self.duplicates else ""))
         if (across := self.across_classes()) is not None:
             found.append(f"duplicates in several classes: {across}" + (" groups, at least one of their labels is wrong" if across else ""))
         found.append(f"smaller than {tiny} pixels: {len(self.tiny)}")

@@ -20,7 +20,7 @@ from visiontune.data.mapped import alone, read_mapped, write_mapped
 from visiontune.data.parallel import available_cores, over
 from visiontune.data.sample import cache_folder
 from visiontune.data.walk import RACY_NS, SUFFIXES
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError, counted, some
 
 KIND = "visiontune shards 1"
 # Of each picture: bytes of its name, its `.cls` (-1: none), first byte and bytes in its shard. `names` come one by one.
@@ -74,7 +74,7 @@ def list_shard(place: tuple[str, str]) -> Listing | str:
     columns = zip(*((len(n), *rest) for n, *rest in taken), strict=True) if taken else [()] * 4
     rows = {k: np.array(c, dtype=ROWS[k]) for k, c in zip(("lengths", "labels", "start", "size"), columns, strict=True)}
     mtime = found.st_mtime_ns if found.st_mtime_ns <= now - RACY_NS else -1
-    note = f"{name} {note}: the {len(taken)} pictures before that are used; make or fetch it again" if note else ""
+    note = f"{name} {note}: what comes before that is used ({counted(len(taken), 'picture')}); make or fetch it again" if note else ""
     return Listing(found.st_size, mtime, b"".join(n for n, *_ in taken), rows, note, f"{name}/{wrong}" if wrong else "")
 
 

@@ -24,7 +24,7 @@ from visiontune.data.order import permute
 from visiontune.data.parallel import available_cores, over
 from visiontune.data.read import read_bytes
 from visiontune.data.table import PictureTable
-from visiontune.errors import UserError, readable, some
+from visiontune.errors import UserError, counted, readable, some
 
 # Pictures that a helper is given at a time: memory holds 16 for each, so few, and enough to outweigh handing them over.
 CHUNK = 4
@@ -55,11 +55,12 @@ class Written:
     def lines(self) -> list[str]:
         """For people."""
         shrunk = f", {self.shrunk:,} of them shrunk" if self.shrunk else ""
-        found = [f"{self.pictures:,} pictures in {self.shards:,} shards ({self.bytes / 1e6:,.1f} MB) in {self.out}{shrunk}"]
+        shards = f"{counted(self.shards, 'shard', ',')} ({self.bytes / 1e6:,.1f} MB)"
+        found = [f"{counted(self.pictures, 'picture', ',')} in {shards} in {self.out}{shrunk}"]
         if self.classes:
-            found.append(f"{self.classes} classes, named in {self.out / 'classes.txt'}")
+            found.append(f"{counted(self.classes, 'class')}, named in {self.out / 'classes.txt'}")
         if self.broken:
-            found.append(f"{self.broken:,} broken pictures left out, listed in {self.out / 'broken.csv'}")
+            found.append(f"{counted(self.broken, 'broken picture', ',')} left out, listed in {self.out / 'broken.csv'}")
         return [*found, f"train from them with data.train={self.out}"]
 
 

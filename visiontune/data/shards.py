@@ -18,7 +18,7 @@ from visiontune.data.header import BrokenPicture
 from visiontune.data.shard_index import index_shards
 from visiontune.data.table import Members, PictureTable
 from visiontune.data.walk import SUFFIXES
-from visiontune.errors import UserError, some
+from visiontune.errors import UserError, counted, some
 
 # Entries of a folder that are looked at before it is taken as one of shards.
 GLANCE = 1000
@@ -123,7 +123,9 @@ def open_shards(path: str, *, key: str, labelled: bool | None) -> PictureTable:
     index, note = index_shards(path, root, names, key=key)
     arrays = index.arrays
     if not len(arrays["start"]):
-        raise UserError(f"{key}: no picture in the {len(names)} shards of {path}; pictures are members that end in {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"{key}: no picture in the {counted(len(names), 'shard')} of {path}; pictures are members that end in {', '.join(SUFFIXES)}"
+        )
     members = Members(tuple(names), arrays["shard"], arrays["start"], arrays["size"])
     notes = [note, *(f"index: {shard[4]}" for shard in index.shards if shard[4])]
     table = PictureTable(root, arrays["names"], arrays["offsets"], members=members, notes=tuple(notes))
@@ -152,7 +154,7 @@ def _classes(table: PictureTable, labels: np.ndarray, path: str, key: str) -> tu
     if names.is_file():
         classes = tuple(names.read_text(errors="surrogateescape").rstrip("\n").split("\n"))
         if numbers[-1] >= len(classes):
-            raise UserError(f"{key}: {path} has class {numbers[-1]}, but {names} names {len(classes)} classes, from 0")
+            raise UserError(f"{key}: {path} has class {numbers[-1]}, but {names} names {counted(len(classes), 'class')}, from 0")
         return labels, classes
     # As of folders, a class is one that has pictures; without gaps the labels stay mapped.
     gaps = numbers[-1] >= len(numbers)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from visiontune.errors import UserError, near
+from visiontune.errors import UserError, counted, near
 from visiontune.recipe.problems import Problem, problems_of
 from visiontune.recipe.schema import TASKS, Recipe
 from visiontune.recipe.shipped import find_recipe
@@ -22,8 +22,9 @@ class RecipeError(UserError):
 
     def __init__(self, problems: Sequence[Problem], name: str) -> None:
         self.problems = list(problems)
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__("\n".join([f"{name}: {count}, nothing was run", *(f"  {p}" for p in self.problems)]))
+        super().__init__(
+            "\n".join([f"{name}: {counted(len(self.problems), 'problem')}, nothing was run", *(f"  {p}" for p in self.problems)])
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jinja2
 from visiontune.callbacks.metrics import read_metrics
 from visiontune.callbacks.progress import clock
 from visiontune.data.broken import count_causes, read_broken
-from visiontune.errors import UserError
+from visiontune.errors import UserError, counted
 from visiontune.recipe.yaml_lines import read_yaml
 from visiontune.report import figures
 from visiontune.run import Run
@@ -78,7 +78,7 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     causes = read_broken(run.broken_file)
     text = page.render(
         title=f"{run.folder.name}: {result['task']}",
-        lead=f"{result['what']}. {result['images_seen']:,} pictures seen in {clock(result['seconds'])}.",
+        lead=f"{result['what']}. {counted(result['images_seen'], 'picture', ',')} seen in {clock(result['seconds'])}.",
         headline="; ".join(
             f"{NAMES.get(k, k)} {100 * v:.1f} %"
             for k, v in result.items()
@@ -218,7 +218,9 @@ def summary(result: dict[str, Any]) -> str:
     scores = [f"{NAMES[k]} {100 * v:.2f} %" for k, v in result.items() if k in NAMES and "loss" not in k and v is not None]
     if "loss_baseline" in result:
         scores.append(f"loss {result['loss']:.4f}, where predicting the mean has {result['loss_baseline']:.4f}")
-    return f"{result['what']}: {'; '.join(scores) or 'done'}; {clock(result['seconds'])} on {result['images_seen']:,} pictures"
+    return (
+        f"{result['what']}: {'; '.join(scores) or 'done'}; {clock(result['seconds'])} on {counted(result['images_seen'], 'picture', ',')}"
+    )
 
 
 def compare_stages(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
@@ -248,7 +250,7 @@ def compare_stages(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
         gain = 100 * (r["top1"] - base["top1"])
         sentences.append(
             f"{name} {100 * r['top1']:.1f} %, {scratch[0]} {100 * base['top1']:.1f} %: {gain:+.1f} points "
-            f"(standard error {100 * error:.1f}, {n} pictures, one run each)"
+            f"(standard error {100 * error:.1f}, {counted(n, 'picture')}, one run each)"
         )
     return "; ".join(sentences), table
 
