@@ -1,9 +1,11 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from timm.layers import SyncBatchNormAct
 
-from visiontune import SimCLR, build
+from visiontune import SimCLR, backbones, build
+from visiontune.export import save_timm_folder
 from visiontune.recipe import parse_recipe
 
 PRETRAIN = {"task": "pretrain", "method": "simclr", "backbone": {"name": "test_resnet"}, "data": {"train": "sample:digits/train"}}
@@ -41,3 +43,24 @@ def test_synchronised_batch_norms_keep_the_activation_inside_them():
     assert any(isinstance(m, SyncBatchNormAct) for m in module.backbone.modules())
     assert isinstance(module.projector[1], torch.nn.SyncBatchNorm)
     assert not any(isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) for m in module.modules())
+
+
+def test_a_warm_up_that_the_run_never_leaves_is_told():
+    _, notes = derived(1_000, epochs=4, optim={"name": "sgd", "lr": 0.1, "lr_scale": "none", "warmup_epochs": 10})
+    assert "warm-up 10 in a run of 4 epochs: the learning rate only rises, to 0.04 of 0.1 at its end" in notes
+    assert not any("only rises" in n for n in derived(1_000, epochs=4, optim={"warmup_epochs": 3.9})[1])
+
+
+def test_pictures_have_the_size_that_the_weights_were_made_for_unless_the_recipe_says_another(tmp_path):
+    model = backbones.create("test_resnet", image_size=(32, 64))
+    for size, folder in (((32, 64), tmp_path / "wide"), (48, tmp_path / "square")):
+        save_timm_folder(model, folder, replace(model.spec, image_size=size), mean=[0.5] * 3, std=[0.5] * 3)
+        recipe, notes = derived(1_000, CLASSIFY, backbone={"weights": str(folder)})
+        assert recipe.data.image_size == size
+        assert f"image_size {'32x64' if size != 48 else 48}: as its weights were made" in notes
+    recipe, notes = derived(1_000, CLASSIFY, backbone={"weights": str(folder)}, data=CLASSIFY["data"] | {"image_size": 64})
+    assert recipe.data.image_size == 64
+    assert not any("image_size" in n for n in notes)
+    recipe, notes = derived(1_000)
+    assert recipe.data.image_size == 224
+    assert "image_size 224: neither the recipe nor the weights tell" in notes

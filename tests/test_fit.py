@@ -271,7 +271,9 @@ def test_stages_hand_on_their_backbone_and_a_broken_stage_is_gone_on_with(tmp_pa
 def test_weights_of_a_run_start_a_new_one(tmp_path, recipes):
     main([write(tmp_path / "p.yaml", recipes["simclr"] | {"epochs": 1}), "--out", str(tmp_path / "pre")])
     recipe = recipes["classify"] | {"epochs": 1, "backbone": {"weights": str(tmp_path / "pre")}}
+    del recipe["data"]["image_size"]
     assert main([write(tmp_path / "c.yaml", recipe), "--out", str(tmp_path / "tuned")]) == 0
+    assert yaml.safe_load((tmp_path / "tuned/recipe.yaml").read_text())["data"]["image_size"] == 32
     assert json.loads((tmp_path / "tuned/result.json").read_text())["what"].endswith("from the weights of pre, 1 epoch")
 
 
@@ -279,7 +281,7 @@ def test_a_small_stem_goes_through_stages_to_predictions(tmp_path, recipes, pict
     """Every tensor would fit timm's stem as well: what tells them apart is the recipe and the config.json alone."""
     out, recipe = tmp_path / "run", staged(recipes)
     recipe["stages"]["pretrain"]["backbone"] = {"name": "resnet10t", "args": {"channels": [8, 8, 16, 16]}, "stem": "small"}
-    del recipe["stages"]["scratch"]
+    del recipe["stages"]["scratch"], recipe["stages"]["finetune"]["data"]["image_size"]
     path = write(tmp_path / "s.yaml", recipe)
     assert main([path, "stages.finetune.backbone.stem=timm", "--out", str(out)]) == 2
     assert "stages.finetune: backbone.stem: got 'timm', but stage:pretrain is made with the stem 'small'" in capsys.readouterr().err
@@ -287,6 +289,7 @@ def test_a_small_stem_goes_through_stages_to_predictions(tmp_path, recipes, pict
     log = (out / "finetune" / "log.txt").read_text()
     assert "with a small stem: as its weights were made" in log
     assert "stem small: its maps have strides of 1, 2, 4, 8 pixels" in log
+    assert "image_size 32: as its weights were made" in log
     assert yaml.safe_load((out / "finetune" / "recipe.yaml").read_text())["backbone"]["stem"] == "small"
     model = visiontune.load(out)
     assert model.network.conv1[0].stride == (1, 1)

@@ -155,6 +155,17 @@ def test_partial_loads_what_fits_and_lists_the_rest(tmp_path):
     assert torch.equal(target.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
 
 
+def test_a_name_that_contradicts_the_weights_is_told_with_both(tmp_path):
+    from visiontune.export import save_timm_folder
+
+    source = backbones.create("test_resnet", stem="small")
+    save_timm_folder(source, tmp_path / "w", source.spec, mean=[0.5] * 3, std=[0.5] * 3)
+    for target in (vit(), backbones.create("resnet18", stem="small"), backbones.create("resnet18")):
+        wanted = f"backbone.name: got {target.spec.name}, but .*w was made as test_resnet.*Leave backbone.name out, or say test_resnet"
+        with pytest.raises(UserError, match=wanted):
+            backbones.load_weights(target, tmp_path / "w")
+
+
 def test_another_architecture_is_told_with_examples_of_both_sides(tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"it holds conv1.*needed cls_token"):

@@ -135,3 +135,8 @@ def test_making_it_changes_no_statistic_and_leaves_no_mask_behind(name):
     embedding = own(images)  # another number of pictures than were masked
     module.release()
     assert torch.equal(own(images), embedding)
+
+
+def test_a_convnet_is_told_of_the_method_that_is_made_for_it():
+    told = "method: spark is made for convnets"
+    assert [kind for kind in ("resnet", "swin", "vit") if any(told in n for n in simmim(kind).notes)] == ["resnet"]

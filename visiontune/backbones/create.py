@@ -37,7 +37,7 @@ class Spec:
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Spec":
         """As the `config.json` of exported weights tells."""
-        args = dict(config.get("model_args", {}))
+        args = dict(config.get("model_args") or {})
         channels, H, W = config.get("pretrained_cfg", {}).get("input_size", (3, 224, 224))
         stem = args.pop(STEM_KEY, "timm")
         return cls(config["architecture"], args, H if H == W else (H, W), args.pop("in_chans", channels), stem)

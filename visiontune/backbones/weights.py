@@ -23,6 +23,7 @@ from visiontune.errors import UserError, counted, some
 EXTRAS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
 # Which of several equally fitting sets of tensors is meant: averaged weights are the better ones in every method that keeps them.
 PREFERRED = ("ema", "teacher", "momentum", "target")
+GIVE_IT = "Give the backbone that the file was made with as backbone.name (and its backbone.args and backbone.stem)"
 
 
 @dataclass
@@ -77,6 +78,8 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
     config = read_config(Path(path))
     made, needed = Spec.of(config) if config else None, getattr(getattr(model, "spec", None), "stem", "timm")
     if made and made.stem != needed and not partial:
+        if wrong_name := _contradiction(path, model, made):
+            raise UserError(". ".join(wrong_name))
         raise UserError(
             f"backbone.stem: got {needed!r}, but {path} was made with the stem {made.stem!r}; set backbone.stem: {made.stem}, "
             "or backbone.partial: true to load what fits"
@@ -95,7 +98,7 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
     if not body.keys() & named.keys():
         ordered = _by_order(sets, body)
         if ordered is None:
-            raise UserError(_no_fit(path, model, body, tensors))
+            raise UserError(_no_fit(path, model, made, body, tensors))
         named, report.by_order = ordered, True
 
     grid = _grid_of(path, named)
@@ -121,7 +124,7 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
     own = {k.split(".", 1)[0] for k in body}
     deeper = [k for k in rest if k.split(".", 1)[0] in own and not k.endswith(EXTRAS) and not k.startswith(heads)]
     if (report.missing or wrong or deeper) and not partial:
-        raise UserError(_misfit(path, model, report.missing, wrong, deeper, len(found)))
+        raise UserError(_misfit(path, model, made, report.missing, wrong, deeper, len(found)))
     report.missing += wrong
     report.ignored = rest + [k for k in tensors if not k.startswith(prefix)] + [k for k in named if k.startswith(heads)]
     report.matched = len(found)
@@ -239,26 +242,33 @@ def _resize(model: nn.Module, name: str, value: Tensor, target: Tensor, old: tup
     return None
 
 
-def _no_fit(path: str | Path, model: nn.Module, body: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
-    return (
-        f"backbone.weights: {path} is not of this backbone ({_name(model)}): no name agrees; it holds {some(tensors, 3)}; "
-        f"needed {some(body, 3)}. Give the backbone that the file was made with as backbone.name (and its backbone.args)"
-    )
+def _no_fit(path: str | Path, model: nn.Module, made: Spec | None, body: dict[str, Tensor], tensors: dict[str, Tensor]) -> str:
+    what, cure = _contradiction(path, model, made) or (f"backbone.weights: {path} is not of this backbone ({_name(model)})", GIVE_IT)
+    return f"{what}: no name agrees; it holds {some(tensors, 3)}; needed {some(body, 3)}. {cure}"
 
 
-def _misfit(path: str | Path, model: nn.Module, missing: list[str], wrong: list[str], deeper: list[str], fits: int) -> str:
-    parts = [f"{fits} tensors fit"]
+def _misfit(
+    path: str | Path, model: nn.Module, made: Spec | None, missing: list[str], wrong: list[str], deeper: list[str], fits: int
+) -> str:
+    parts = [f"{counted(fits, 'tensor')} fit{'s' if fits == 1 else ''}"]
     if missing:
         parts.append(f"{len(missing)} are not in the file: {some(missing, 3)}")
     if wrong:
         parts.append(f"{len(wrong)} have another shape: {some(wrong, 3)}")
     if deeper:
         parts.append(f"{len(deeper)} of the file have no place: {some(deeper, 3)}")
-    return (
-        f"backbone.weights: {path} does not hold this backbone whole ({_name(model)}): {'; '.join(parts)}. "
-        "Give the backbone that the file was made with as backbone.name (and its backbone.args), "
-        "or set backbone.partial: true to load what fits"
+    what, cure = _contradiction(path, model, made) or (
+        f"backbone.weights: {path} does not hold this backbone whole ({_name(model)})",
+        GIVE_IT,
     )
+    return f"{what}: {'; '.join(parts)}. {cure}, or set backbone.partial: true to load what fits"
+
+
+def _contradiction(path: str | Path, model: nn.Module, made: Spec | None) -> tuple[str, str] | None:
+    """What is wrong and the cure, where a config.json beside the file names another architecture."""
+    if made is None or made.name == _name(model):
+        return None
+    return f"backbone.name: got {_name(model)}, but {path} was made as {made.name}", f"Leave backbone.name out, or say {made.name}"
 
 
 def _name(model: nn.Module) -> str:

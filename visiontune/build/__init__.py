@@ -66,6 +66,8 @@ def rehearse(stages: dict[str, Recipe]) -> dict[str, Prepared]:
                     made = f"{backbone.weights} is made with the stem {source.stem!r}"
                     raise UserError(f"backbone.stem: got {backbone.stem!r}, but {made}; leave it out here")
                 backbone.weights, backbone.stem = "random", backbone.stem or source.stem
+                if recipe.data.image_size is None:
+                    recipe.data.image_size = source.image_size
                 if backbone.name in (None, source.name):
                     backbone.name, backbone.args = source.name, source.shape_args | backbone.args
             prepared[name] = prepare(recipe)

@@ -18,28 +18,13 @@ from visiontune.recipe.schema import is_path, options_of
 
 def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list[str]]:
     """A copy in which nothing is `auto` or unset any more, and a line of reason for each number that was found."""
-    found, notes = recipe.model_copy(deep=True), []
+    found = recipe.model_copy(deep=True)
+    notes = _derive_backbone(found)
     own = dict(Module.OPTIM) | {"betas": (0.9, 0.999), "momentum": 0.9} | options_of(recipe).optim
     o, batch = found.optim, found.data.batch_size
 
-    config = None
-    if is_path(found.backbone.weights):
-        path = weights_path(found.backbone.weights)
-        found.backbone.weights = str(path)
-        config = backbones.read_config(path)
-    made = backbones.Spec.of(config) if config else None
-    if made and not found.backbone.name:
-        found.backbone.name = made.name
-        args, stem = (f" {made.shape_args}" if made.shape_args else ""), (f" with a {made.stem} stem" if made.stem != "timm" else "")
-        notes.append(f"backbone {made.name}{args}{stem}: as its weights were made")
-    if made and found.backbone.name == made.name:
-        found.backbone.args = made.shape_args | found.backbone.args
-    found.backbone.stem = found.backbone.stem or (made.stem if made else "timm")
-    if not found.backbone.name:
-        raise UserError(f"backbone.name: is missing, and {found.backbone.weights} does not say which backbone it is; give a timm name")
-
     if isinstance(found, PretrainRecipe):
-        notes += _method_numbers(found, len(tables.train))
+        notes += _derive_method(found, len(tables.train))
     if o.name is None or o.name == own["name"]:
         for key in ("lr", "weight_decay", "weight_decay_end", "betas", "momentum"):
             if getattr(o, key) is None:
@@ -59,6 +44,10 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     if o.warmup_epochs is None:
         o.warmup_epochs = min(40.0, found.epochs / 10)
         notes.append(f"warm-up {counted(o.warmup_epochs, 'epoch', 'g')}: a tenth of {found.epochs}, at most 40")
+    if o.warmup_epochs >= found.epochs:
+        run = counted(found.epochs, "epoch")
+        top = o.lr * found.epochs / o.warmup_epochs
+        notes.append(f"warm-up {o.warmup_epochs:g} in a run of {run}: the learning rate only rises, to {top:.4g} of {o.lr:.4g} at its end")
 
     if found.data.workers == "auto":
         found.data.workers, why = auto_workers(processes)
@@ -80,32 +69,59 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     return found, notes
 
 
-def _method_numbers(recipe: PretrainRecipe, pictures: int) -> list[str]:
-    """Options of the method that depend on how many pictures there are, and the size of small crops beside the large ones'."""
-    notes = []
+def _derive_backbone(found: Recipe) -> list[str]:
+    """Fill in, in place, what the weights tell: name, arguments and stem of the backbone, and the size of its pictures."""
+    b, data, notes = found.backbone, found.data, []
+    made = None
+    if is_path(b.weights):
+        path = weights_path(b.weights)
+        b.weights = str(path)
+        config = backbones.read_config(path)
+        made = backbones.Spec.of(config) if config else None
+    if made and not b.name:
+        b.name = made.name
+        args, stem = (f" {made.shape_args}" if made.shape_args else ""), (f" with a {made.stem} stem" if made.stem != "timm" else "")
+        notes.append(f"backbone {b.name}{args}{stem}: as its weights were made")
+    if not b.name:
+        raise UserError(f"backbone.name: is missing, and {b.weights} does not say which backbone it is; give a timm name")
+    if made and b.name == made.name:
+        b.args, b.stem = made.shape_args | b.args, b.stem or made.stem
+    b.stem = b.stem or "timm"
+    if data.image_size is None:
+        data.image_size = made.image_size if made else 224
+        size = "x".join(map(str, data.image_size)) if isinstance(data.image_size, tuple) else data.image_size
+        notes.append(f"image_size {size}: {'as its weights were made' if made else 'neither the recipe nor the weights tell'}")
+    return notes
+
+
+def _derive_method(recipe: PretrainRecipe, pictures: int) -> list[str]:
+    """Fill in, in place, options that depend on how many pictures there are, and the size of small crops beside the large ones'."""
+    method, augment, notes = recipe.method, recipe.data.augment, []
     for name, rows in options_of(recipe).by_pictures.items():
-        if getattr(recipe.method, name) is not None:
+        if getattr(method, name) is not None:
             continue
         most, value = next(row for row in rows if row[0] is None or pictures <= row[0])
-        setattr(recipe.method, name, value)
-        reason = f"for up to {most:,}; large folders take {rows[-1][1]:,}" if most else "as for any large folder"
-        notes.append(f"{name} {value:,}: there are {pictures:,} pictures ({reason})")
+        setattr(method, name, value)
+        reason = f"up to {most:,}; large folders take {rows[-1][1]:,}" if most else "a large folder"
+        notes.append(f"{name} {value:,}: for {counted(pictures, 'picture')} ({reason})")
 
-    wanted, given = options_of(recipe).views.get("local"), recipe.data.augment.local
-    if wanted and (given is None or given.image_size is None) and not (given and given.views == 0):
+    small = options_of(recipe).views.get("local")
+    if small and (augment.local is None or (augment.local.image_size is None and augment.local.views != 0)):
         size = recipe.data.image_size
-        sides = (size, size) if isinstance(size, int) else size
-        # the same share of the picture's side as in the paper, of 224 pixels; in whole patches of 8, or of 16 where there are many
-        small = [max(8, (16 if s >= 160 else 8) * round(s * wanted["image_size"] / 224 / (16 if s >= 160 else 8))) for s in sides]
-        if max(sides) != 224:
-            notes.append(f"small crops of {small[0]}x{small[1]} pixels: as {wanted['image_size']} beside 224, in whole patches of 8")
-        recipe.data.augment = recipe.data.augment.model_copy(deep=True)
-        if recipe.data.augment.local is None:
-            recipe.data.augment.local = type(recipe.data.augment).model_validate({"local": {}}).local
-        recipe.data.augment.local.image_size = small[0] if small[0] == small[1] else (small[0], small[1])
-    if teacher := getattr(recipe.method, "teacher", None):
-        recipe.method.teacher = str(weights_path(teacher)) if Path(teacher).exists() else teacher  # a run's weights/backbone
+        height, width = (_share_of(small["image_size"], side) for side in (size if isinstance(size, tuple) else (size, size)))
+        if augment.local is None:
+            augment.local = type(augment).model_validate({"local": {}}).local
+        augment.local.image_size = height if height == width else (height, width)
+        notes.append(f"small crops of {height}x{width} pixels: as {small['image_size']} beside 224")
+    if (teacher := getattr(method, "teacher", None)) and Path(teacher).exists():
+        method.teacher = str(weights_path(teacher))  # a run's weights/backbone
     return notes
+
+
+def _share_of(small: int, side: int) -> int:
+    """A small crop's side, meant for pictures of 224, beside another side; in whole patches of 16, or of 8 for small pictures."""
+    patch = 16 if side >= 160 else 8
+    return max(patch, patch * round(side * small / 224 / patch))
 
 
 FEWER = "few pictures need more passes for as many steps (El-Nouby et al. 2021, arXiv 2112.10740); 100 of 1.28 million, at most 800"

@@ -86,6 +86,7 @@ def find_pictures(recipe: Recipe) -> Tables:
 
 def picture_size(recipe: Recipe) -> tuple[int, int]:
     size = recipe.data.image_size
+    assert size is not None, "derive() comes first"
     return (size, size) if isinstance(size, int) else size
 
 

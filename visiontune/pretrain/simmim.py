@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from visiontune.backbones import mean_of_patches, tokens
+from visiontune.backbones import fitting_masked_methods, mean_of_patches, tokens
 from visiontune.backbones.install import install, restore
 from visiontune.backbones.visible import MaskedTokens, TokenMask, patch_embedding
 from visiontune.errors import UserError
@@ -60,10 +60,12 @@ class SimMIM(Module):
         if self.face.grid is None or self.face.token_width is None:
             raise UserError(f"backbone.name: got {self.spec.name}, whose last features are no grid of positions, which simmim paints from")
         h, w = self.face.grid
+        for_convnets = "method: spark is made for convnets: it keeps hidden positions empty in every layer"
+        convnet = fitting_masked_methods(self.backbone) == "method: spark"
         if H % h or W % w or H // h != W // w:
             raise UserError(
                 f"data.image_size: got {H}x{W}; {self.spec.name} makes {h}x{w} positions of it, no whole number of pixels each; "
-                "take a multiple of 32"
+                f"take a multiple of 32{f' ({for_convnets})' if convnet else ''}"
             )
         self.stride = H // h
 
@@ -92,6 +94,8 @@ class SimMIM(Module):
         hidden, N = self.mask(torch.zeros(1, 1, 1, 1)).hidden.shape[1], self.grid[0] * self.grid[1]
         how = "by a mask token" if self.mask_token is not None else "as the mean colour, for its stem overlaps"
         self.notes.append(f"mask: {hidden} of {N} squares of {mask_size} pixels hidden, {how}")
+        if convnet:
+            self.notes.append(f"{self.spec.name}: simmim trains it, but {for_convnets}")
         self.leave_out_unreached(lambda images: [self.paint_all(images, self.mask(images))])
         self.load_rest_of(common.get("weights"))
 

@@ -113,7 +113,7 @@ class Data(Section):
     """Pictures of the training."""
 
     train: str = Field(description="folder of pictures, at any depth, or of tar shards; or sample:digits/train")
-    image_size: Size = Field(224, description="pixels of a side, or [height, width]")
+    image_size: Size | None = Field(None, description="pixels of a side, or [height, width]; default: that of the weights, else 224")
     batch_size: PositiveInt = Field(256, description="pictures per optimiser step over all devices and accumulation")
     workers: NonNegativeInt | Auto = Field("auto", description="loader processes for each device")
     augment: Augment = Field(default_factory=_Augment, description="replaces keys of the method's own views")  # type: ignore[valid-type]
