@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.conftest import run_command
 from visiontune.fit import main
+from visiontune.recipe.options import methods
 
 
 def simple(pictures, **changes):
@@ -40,7 +41,7 @@ MISTAKES = [
     ("a missing section", {"backbone": None}, "backbone: is missing"),
     ("a missing task", {"task": None}, "task: is missing; allowed: pretrain, classify"),
     ("an unknown task", {"task": "classification"}, "task: got 'classification'; allowed: pretrain, classify; did you mean 'classify'?"),
-    ("an unknown method", {"method": "maee"}, "method: got 'maee'; allowed: ijepa, mae, simclr, simmim, spark; did you mean 'mae'?"),
+    ("an unknown method", {"method": "maee"}, f"method: got 'maee'; allowed: {', '.join(methods())}; did you mean 'mae'?"),
     ("a method's unknown option", {"method__temperature": 1}, "method.temperature: unknown key"),
     ("an unknown backbone", {"backbone__name": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
     ("a backbone that the method cannot train", {"backbone__name": "resnet18"}, "mae needs a plain vision transformer"),
