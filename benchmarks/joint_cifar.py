@@ -24,6 +24,9 @@ import yaml
 from common import fit, machine, write_rows
 from masked_cifar import few
 
+from visiontune.data.views import merge
+from visiontune.recipe import find_recipe
+
 VIT = {"name": "vit_tiny_patch16_224", "args": {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}}
 LOCAL = {"augment": {"local": {"views": 4, "image_size": 16, "crop_scale": [0.08, 0.4]}, "crop_scale": [0.4, 1]}}
 HEAD = {"projector_hidden": 512}
@@ -56,7 +59,9 @@ def recipe_of(name: str, lite0: Path | None) -> dict[str, Any]:
     settings["method"] = {"name": name.partition("-")[0], **settings["method"]}
     if lite0 is not None and settings["method"]["name"] == "distill":
         settings["method"]["teacher_weights"] = str(lite0)
-    return {"extends": "cifar/joint_resnet", **settings}
+    base = yaml.safe_load(find_recipe("cifar/joint_resnet").read_text())
+    backbone = settings.pop("backbone", base["backbone"])  # another one has none of its arguments
+    return merge(base, settings) | {"method": settings["method"], "backbone": backbone}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from visiontune.callbacks.embedding import SIGNS
 from visiontune.data.user_transforms import compose
 from visiontune.data.views import Views
 from visiontune.recipe import parse_recipe, shipped_recipes
@@ -38,6 +39,14 @@ def test_the_data_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):
     views = Views.of(named_views()[keys.pop("pipeline")], keys)
     assert [v.solarize for v in views.each] == [0.0, 0.1]
     compose(views.albumentations)
+
+
+def test_the_watching_page_runs_as_it_stands_and_names_what_is_logged(tmp_path):
+    (code,) = blocks("docs/watching.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "tensor(True) tensor(True)\n", done.stderr
+    text = (ROOT / "docs/watching.md").read_text()
+    assert all(f"`{sign.metric}`" in text for sign in SIGNS)
 
 
 def test_the_masked_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_path):
