@@ -15,7 +15,7 @@ import torch
 import yaml
 
 import visiontune
-from tests.conftest import ROOT, run_command
+from tests.conftest import JOINT, ROOT, run_command
 from visiontune.fit import main
 
 
@@ -36,7 +36,7 @@ def losses(run):
 MASKED = ("mae", "simmim", "spark", "ijepa")
 
 
-@pytest.mark.parametrize("kind", [*MASKED, "simclr", "classify"])
+@pytest.mark.parametrize("kind", [*MASKED, "simclr", "barlow_twins", "distill", "classify"])
 def test_a_run_lowers_its_loss_and_leaves_what_the_design_says(tmp_path, recipes, kind, capsys):
     recipe = recipes[kind] | {"epochs": 8}
     out = tmp_path / "run"
@@ -191,6 +191,19 @@ def test_killed_and_resumed_meets_the_unbroken_runs_numbers(tmp_path, recipes, k
     whole, broken = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("whole", "broken"))
     same = ("images_seen", "top1", "best_step", "loss", "warnings", "embedding_rank", "embedding_rank_start")
     assert {k: whole.get(k) for k in same} == {k: broken.get(k) for k in same}
+
+
+@pytest.mark.parametrize("kind", [name for name in JOINT if name != "simclr"])
+def test_every_joint_embedding_method_meets_its_unbroken_runs_numbers(tmp_path, recipes, kind):
+    """Teachers, queues, running centres and schedules included; the prototypes' freezing and the queue's start lie between."""
+    recipe = recipes[kind] | {"epochs": 3, "checkpoint_minutes": 1e-6}
+    recipe["trainer"]["log_every_n_steps"] = 2
+    path = write(tmp_path / "r.yaml", recipe)
+    assert main([path, "--out", str(tmp_path / "whole")]) == 0
+    done = killed(4, [path, "--out", str(tmp_path / "broken")])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert main(["--resume", str(tmp_path / "broken")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_accumulated_batches_may_change_between_kill_and_resume(tmp_path, recipes):
@@ -404,8 +417,8 @@ def test_two_processes_train_what_one_does(tmp_path, recipes):
     assert scores[0]["images_seen"] == scores[1]["images_seen"]
 
 
-@pytest.mark.parametrize("kind", MASKED)
-def test_masked_methods_train_on_two_processes_and_leave_no_parameter_waiting(tmp_path, recipes, kind):
+@pytest.mark.parametrize("kind", [*MASKED, "byol", "dinov2"])
+def test_methods_train_on_two_processes_and_leave_no_parameter_waiting(tmp_path, recipes, kind):
     """DistributedDataParallel refuses a parameter without a gradient at the second step."""
     path = write(tmp_path / "r.yaml", recipes[kind] | {"epochs": 1})
     done = run_command(
