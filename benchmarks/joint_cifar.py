@@ -50,6 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "simclr-vit": {"method": HEAD | {"temperature": 0.2}, "backbone": VIT, "optim": {"lr": 2e-3}, "epochs": 10},
     "dino-vit": {"method": TEACHING, "backbone": VIT, "data": LOCAL, "optim": {"lr": 2e-3}, "epochs": 6},
 }
+MARKS = ("<!-- minutes: written by benchmarks/joint_cifar.py -->", "<!-- end of minutes -->")
 REPEATED = ("simclr", "byol", "barlow_twins", "dino")
 
 
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--lite0", type=Path, help="weights of EfficientNet-Lite0, the teacher of distill")
     parser.add_argument("--go-on", action="store_true", help="keep the rows of the CSV that are there, and add those that are missing")
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parser.add_argument("--docs", type=Path, help="page to write the table of all rows into")
     args = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -100,6 +102,8 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(one, jobs))
     summarise(rows)
+    if args.docs:
+        write_docs(args.docs, rows)
 
 
 def row(name: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +117,28 @@ def row(name: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
 def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One line a method: accuracies before and after, mean and standard deviation over seeds."""
+    lines = ["| method | seeds | k-NN, random | k-NN, pretrained | probe, random | probe, pretrained |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(r["method"] for r in sorted(rows, key=lambda r: list(METHODS).index(r["method"]))):
+        own = [r for r in rows if r["method"] == name]
+        cells = []
+        for key in ("knn_start", "knn", "probe_start", "probe"):
+            values = [float(r[key]) for r in own]
+            cells.append(f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""))
+        shown = f"`{name.removesuffix('-vit')}`, ViT" if name.endswith("-vit") else f"`{name}`"
+        lines.append(f"| {shown} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_docs(page: Path, rows: list[dict[str, Any]]) -> None:
+    before, _, rest = page.read_text().partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise SystemExit(f"{page}: has no lines {MARKS[0]!r} and {MARKS[1]!r} to write the table between")
+    page.write_text(f"{before}{MARKS[0]}\n\n{table(rows)}\n\n{MARKS[1]}{after}")
 
 
 def summarise(rows: list[dict[str, Any]]) -> None:

@@ -74,6 +74,16 @@ def test_the_accuracies_of_the_masked_page_are_those_of_the_csv():
         assert f"| {' | '.join(cells)} |" in text, (recipe, cells)
 
 
+def test_the_joint_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_path):
+    (code,) = blocks("docs/joint.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "torch.Size([4, 192])\n", done.stderr
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from joint_cifar import read_rows, table
+
+    assert table(read_rows(ROOT / "benchmarks/joint_cifar.csv")) in (ROOT / "docs/joint.md").read_text()
+
+
 def test_commands_in_the_pages_name_recipes_that_exist():
     for page in ("docs/masked.md", "docs/data.md"):
         for name in re.findall(r"visiontune\.fit ([\w/]+)", "\n".join(blocks(page, "bash"))):
