@@ -4,6 +4,7 @@ Called momentum encoder (MoCo, arXiv 1911.05722), target network (BYOL, arXiv 20
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,5 +73,5 @@ def entropies(probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     p = probabilities.float()
     both = torch.stack([torch.special.entr(p).sum(dim=-1).mean(), torch.special.entr(p.mean(dim=0)).sum()])
-    one, mean = (both / torch.log(torch.tensor(float(p.shape[-1]), device=p.device))).unbind()
+    one, mean = (both / math.log(p.shape[-1])).unbind()
     return one, mean

@@ -3,6 +3,8 @@
 B pictures, V views, K prototypes.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -49,7 +51,7 @@ def sinkhorn(logits: Tensor, temperature: float | Tensor = 0.05, iterations: int
     """
     Q = logits / temperature
     N, K = logits.shape[0] * world_size(), logits.shape[1]
-    log_n, log_k = torch.log(torch.tensor([float(N), float(K)], device=Q.device, dtype=Q.dtype)).unbind()
+    log_n, log_k = math.log(N), math.log(K)
     for _ in range(iterations):
         Q = Q - _logsumexp_of_all(Q) - log_k
         Q = Q - torch.logsumexp(Q, dim=1, keepdim=True) - log_n
