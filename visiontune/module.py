@@ -84,7 +84,12 @@ class Module(L.LightningModule):
                 "backbone: this checkpoint was made with a module of your own; give it again: load_from_checkpoint(path, backbone=...)"
             )
         # A module cannot be a hyperparameter: it is left out and asked for again. Weights are in the checkpoint by then.
-        self.save_hyperparameters(ignore=["weights"] + ([] if isinstance(backbone, str) else ["backbone"]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's advice to ignore modules, which the next lines do
+            self.save_hyperparameters(ignore=["weights"] + ([] if isinstance(backbone, str) else ["backbone"]))
+        for kept in (self._hparams, self._hparams_initial):
+            for name in [k for k, v in kept.items() if isinstance(v, nn.Module)]:
+                del kept[name]
         if problem := check_options(type(self).__init__, self.hparams):
             raise UserError(f"{type(self).__name__}: {problem}")
         size = tuple(image_size) if isinstance(image_size, Sequence) else image_size

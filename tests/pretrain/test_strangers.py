@@ -56,7 +56,7 @@ def test_train_save_load_and_go_on(tmp_path, kind, pictures):
     first.fit(module, data, data if kind == "classifier" else None)
     first.save_checkpoint(tmp_path / "c.ckpt")
 
-    again = type(module).load_from_checkpoint(tmp_path / "c.ckpt")
+    again = type(module).load_from_checkpoint(tmp_path / "c.ckpt", **({"teacher": module.guide} if kind == "distill" else {}))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in module.state_dict().items())
     assert all(isinstance(v, (int, float, str, bool, list, tuple, dict, type(None))) for v in again.hparams.values())
     more = trainer(tmp_path, epochs=3)
