@@ -32,9 +32,10 @@ import torch
 from common import fit, machine, write_rows
 
 from visiontune import SimCLR
-from visiontune.data.folder import align_labels, list_pictures
+from visiontune.data.folder import list_pictures
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder
+from visiontune.data.parts import align_labels
 from visiontune.data.views import CenterCrop
 from visiontune.evaluate import embed_all, knn_predict
 

@@ -115,7 +115,7 @@ def test_labelled_folders_that_do_not_fit(tmp_path, pictures, capsys):
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert main([str(path), "--out", str(tmp_path / "run")]) == 2
-    assert "classes that the training folder has not: z; training has a, b" in capsys.readouterr().err
+    assert "classes that training has not: z; training has a, b" in capsys.readouterr().err
     assert main([str(path), "--out", str(tmp_path / "run2"), "data.labels_fraction=0.5", "data.labels_per_class=1"]) == 2
     assert "stands beside data.labels_fraction" in capsys.readouterr().err
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 
 def fit(argv: list[str]) -> int:
@@ -87,17 +86,22 @@ def copy(argv: list[str]) -> int:
 
 
 def check(argv: list[str]) -> int:
-    """check a recipe (keys, values, folders, backbones) or a folder's pictures (broken, twice, tiny)"""
+    """check a recipe (keys, values, folders, backbones) or the pictures of a folder or table (broken, twice, tiny, classes)"""
     parser = _parser("check", check)
-    parser.add_argument("what", metavar="RECIPE or FOLDER", help="a recipe, or a folder or shards of pictures")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the recipe's; of a folder: data.channels=4")
-    parser.add_argument("--csv", metavar="OUT", help="of a folder: list every problem in this file")
-    parser.add_argument("--tiny", type=int, default=32, metavar="PIXELS", help="of a folder: short side below which a picture is tiny")
+    parser.add_argument("what", metavar="RECIPE or FOLDER", help="a recipe, or a folder, shards or table of pictures")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the recipe's; of pictures: data.channels=4")
+    parser.add_argument("--csv", metavar="OUT", help="of pictures: list every problem in this file")
+    parser.add_argument("--tiny", type=int, default=32, metavar="PIXELS", help="of pictures: short side below which one is tiny")
     args = parser.parse_intermixed_args(argv)
+    from visiontune.data.rows import is_table
     from visiontune.data.shards import is_shards
 
-    if Path(args.what).is_dir() or is_shards(args.what):
-        return _check_pictures(args.what, args.overrides, args.csv, args.tiny)
+    if Path(args.what).is_dir() or is_shards(args.what) or is_table(args.what):
+        from visiontune.checks import check_pictures
+
+        if args.csv:
+            _writable(args.csv)
+        return check_pictures(args.what, args.overrides, out=args.csv, tiny=args.tiny, progress=_progress)
     from visiontune.checks import CHECKS
     from visiontune.errors import UserError
     from visiontune.recipe import load_recipe, shipped_recipes
@@ -108,50 +112,6 @@ def check(argv: list[str]) -> int:
     stages = f", stages {', '.join(loaded.stages)}" if loaded.staged else ""
     print(f"{args.what}: sound{stages}")
     return 0
-
-
-def _check_pictures(folder: str, overrides: list[str], out: str | None, tiny: int) -> int:
-    from visiontune.data.folder import list_pictures
-    from visiontune.data.inspect import inspect
-    from visiontune.errors import some
-
-    table = list_pictures(folder, key="check", labelled=None)
-    reading = _reading(overrides)
-    if out:
-        _writable(out)
-    found = inspect(table, tiny=tiny, reading=reading, progress=_progress(len(table)))
-    print("\n".join([*table.notes, *found.lines(tiny)]))
-    if found.broken:
-        print("e.g. " + some((f"{table.path(i)} ({cause})" for i, cause in found.broken), 10))
-    if out:
-        found.write_csv(Path(out))
-        print(f"every one of them: {out}")
-    return 1 if found.broken else 0
-
-
-def _reading(overrides: list[str]) -> Any:
-    """How `check` reads pictures, from the keys of a recipe's `data` that say so."""
-    from pydantic import ValidationError
-
-    from visiontune.data.decode import Reading
-    from visiontune.errors import UserError
-    from visiontune.recipe.schema import Data
-    from visiontune.recipe.yaml_lines import read_yaml
-
-    settings: dict[str, Any] = {}
-    for text in overrides:
-        key, _, value = text.partition("=")
-        name = key.removeprefix("data.")
-        if key == name or name not in ("channels", "value_range", "background"):
-            allowed = "data.channels=4, data.value_range=[0,4095], data.background=[0,0,0]"
-            raise UserError(f"check: got {text!r}; of a folder are allowed: {allowed}")
-        settings[name] = read_yaml(value, "check")[0]
-        try:
-            Data(train="", **{name: settings[name]})
-        except ValidationError as error:
-            raise UserError(f"{key}: got {value!r}; expected {Data.model_fields[name].description}") from error
-    data = Data(train="", **settings)
-    return Reading(data.channels, data.background, data.value_range)
 
 
 def _writable(file: str) -> None:

@@ -14,10 +14,11 @@ import pytest
 from tests.conftest import ROOT
 from visiontune.data import index as index_module
 from visiontune.data import walk as walk_module
-from visiontune.data.folder import few_labels, list_pictures, split_off
+from visiontune.data.folder import list_pictures
 from visiontune.data.index import index_file, open_index
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder
+from visiontune.data.parts import few_labels, split_off
 from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from visiontune.build.labelled import labelled_tables, probe_tables
 from visiontune.data import user_transforms
 from visiontune.data.broken import Broken
 from visiontune.data.datamodule import PictureData
 from visiontune.data.decode import BrokenPicture, Picture, Reading
-from visiontune.data.folder import align_labels, few_labels, list_pictures, split_off
+from visiontune.data.folder import list_pictures
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder, permute
 from visiontune.data.read import read_bytes
@@ -20,7 +21,7 @@ from visiontune.data.views import Augment, CenterCrop, Views
 from visiontune.errors import UserError, counted, some
 from visiontune.recipe import ClassifyRecipe, Recipe
 from visiontune.recipe.options import named_views
-from visiontune.recipe.schema import options_of
+from visiontune.recipe.schema import options_of, table_settings
 
 
 @dataclass(frozen=True)
@@ -41,39 +42,23 @@ class Tables:
 
 
 def find_pictures(recipe: Recipe) -> Tables:
-    """List the folders that a recipe names.
+    """List the folders and tables that a recipe names.
 
     Raises:
-        UserError: if one is missing, empty, or too small for a batch.
+        UserError: if one is missing, empty, not as it should be, or too small for a batch.
     """
     notes: list[str] = []
     val: PictureTable | None = None
     probe = None
     if isinstance(recipe, ClassifyRecipe):
-        data = recipe.data
-        train = list_pictures(data.train, labelled=True)
-        notes += train.notes
-        if isinstance(data.val, str):
-            val = align_labels(list_pictures(data.val, key="data.val", labelled=True), train.classes)
-            notes += val.notes
-        else:
-            train, val = split_off(train, data.val, seed=recipe.seed)
-        total = len(train)
-        train = few_labels(train, seed=recipe.seed, fraction=data.labels_fraction, per_class=data.labels_per_class)
-        used = f"{len(train)} of {total}" if len(train) < total else str(total)
-        classes = f"{counted(len(train.classes), 'class')}: {some(train.classes, 10)}"
-        notes.append(f"pictures: {used} with labels to train, {len(val)} to validate, {classes}")
-        missing = [c for k, c in enumerate(train.classes) if train.labels is not None and not (train.labels == k).any()]
-        if missing:
-            raise UserError(f"data.train: no picture of {some(missing)}")
+        train, val, notes = labelled_tables(recipe)
     else:
-        train = list_pictures(recipe.data.train)
+        data = recipe.data
+        train = list_pictures(data.train, settings=table_settings(data), max_broken=data.max_broken)
         notes += train.notes
-        notes.append(f"pictures: {len(train)} without labels in {recipe.data.train}")
+        notes.append(f"pictures: {len(train)} without labels in {data.train}")
         if recipe.probe:
-            labelled = list_pictures(recipe.probe.train, key="probe.train", labelled=True)
-            judged = align_labels(list_pictures(recipe.probe.val, key="probe.val", labelled=True), labelled.classes, key="probe.val")
-            probe = (labelled, judged)
+            labelled, judged = probe = probe_tables(recipe.probe)
             notes += (*labelled.notes, *judged.notes)
             notes.append(f"probe: {counted(len(labelled), 'labelled picture')} to fit, {len(judged)} to score")
     if len(train) < recipe.data.batch_size:
@@ -130,6 +115,7 @@ def make_data(recipe: Recipe, tables: Tables, broken_csv: Path | None) -> Pictur
         labelled=isinstance(recipe, ClassifyRecipe),
         reading=reading_of(recipe),
         repeats=recipe.data.repeats,
+        sampling=recipe.data.sampling if isinstance(recipe, ClassifyRecipe) else "natural",
     )
 
 

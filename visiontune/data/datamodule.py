@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from visiontune.data.balance import ClassSampling, Sampling
 from visiontune.data.broken import Broken
 from visiontune.data.decode import Reading
 from visiontune.data.loader import Pictures, make_loader
@@ -27,9 +28,10 @@ class PictureData(L.LightningDataModule):
         workers: loader processes.
         seed: of the run.
         broken: account of broken pictures in training.
-        labelled: give `[images, labels]` batches instead of views.
+        labelled: give `[images, labels]` batches instead of views; labels `(B,)` int64, or `(B, K)` float32 where there are several.
         reading: how files become pixels.
         repeats: steps in a row that take other crops of the same pictures, which are then read and decoded once.
+        sampling: `natural`: each picture once an epoch; `balanced`: each class equally often; `sqrt`: by the root of its pictures.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class PictureData(L.LightningDataModule):
         labelled: bool = False,
         reading: Reading = Reading(),  # noqa: B008 (frozen)
         repeats: int = 1,
+        sampling: Sampling = "natural",
     ) -> None:
         super().__init__()
         self.train, self.train_transform = train, train_transform
         self.val, self.val_transform = val, val_transform
         self.batch_size, self.workers, self.seed, self.broken, self.labelled = batch_size, workers, seed, broken, labelled
-        self.reading, self.repeats = reading, repeats
+        self.reading, self.repeats, self.sampling = reading, repeats, sampling
         self._training: Any = None
 
     @property
@@ -78,6 +81,8 @@ class PictureData(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
+        together = self.train.members is not None and self.train.members.mixed
+        sampled = len(self.train) // self.batch_size * self.batch_size
         order = TrainOrder(
             n=len(self.train),
             batch_size=self.batch_size,
@@ -87,7 +92,8 @@ class PictureData(L.LightningDataModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             repeats=self.repeats,
-            shuffle=None if self.train.members is None else ShardShuffle(self.train, self.seed),
+            shuffle=ShardShuffle(self.train, self.seed) if together else None,
+            sampling=None if self.sampling == "natural" else ClassSampling(self.train, self.sampling, seed=self.seed, per_epoch=sampled),
         )
         dataset = Pictures(self.train, self.train_transform, seed=self.seed, replace=True, reading=self.reading, repeats=self.repeats)
         self.close()

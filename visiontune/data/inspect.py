@@ -1,4 +1,4 @@
-"""A look at every picture of a folder before anything is trained on it: what is broken, what is there twice, what is too small."""
+"""A look at every picture of a folder or table before anything is trained on it: what is broken, what is there twice, what is too small."""
 
 import csv
 import hashlib
@@ -15,7 +15,7 @@ from visiontune.data.decode import BrokenPicture, Picture, Reading
 from visiontune.data.parallel import available_cores, over
 from visiontune.data.read import read_bytes
 from visiontune.data.table import PictureTable
-from visiontune.errors import counted
+from visiontune.errors import counted, some
 
 CHUNK = 64
 
@@ -65,6 +65,10 @@ class Findings:
         """For people."""
         n = len(self.table)
         found = [f"{counted(n, 'picture')} in {self.table.root}"]
+        if classes := self.table.classes:
+            counts = self.table.class_counts().tolist()
+            each = some((f"{name} {count:,}" for name, count in zip(classes, counts, strict=True)), 30)
+            found.append(f"{counted(len(classes), 'class')}: {each}")
         if len(self.sizes):
             low, middle, high = np.percentile(self.sizes, (0, 50, 100)).astype(int)
             found.append(f"short side: {low} to {high} pixels, half of them at most {middle}")
@@ -77,10 +81,9 @@ class Findings:
 
     def across_classes(self) -> int | None:
         """Groups of duplicates that have several labels; None without labels."""
-        labels = self.table.labels
-        if labels is None:
+        if not self.table.classes:
             return None
-        return sum(len({int(labels[i]) for i in group}) > 1 for group in self.duplicates)
+        return sum(len({np.asarray(self.table.label(i)).tobytes() for i in group}) > 1 for group in self.duplicates)
 
     def write_csv(self, file: Path) -> None:
         """`path,problem,detail` of everything found."""
@@ -116,7 +119,7 @@ def inspect(
     sizes: Counter[int] = Counter()
     # Small tables, not the whole one with each chunk.
     numbers = (range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK))
-    chunks = ((some.start, table.take(some)) for some in numbers)
+    chunks = ((part.start, table.take(part)) for part in numbers)
     for looks in over(partial(_look_at, reading), chunks, processes or available_cores()):
         if progress is not None and looks:
             progress(looks[-1].index + 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A picture asked for: its index, the epoch (which seeds its augmentation), and its position (to find a replacement if it is broken).
+# A picture asked for: its index, and what seeds its augmentation: the epoch, or which of its visits this is where it comes several times.
 Key = tuple[int, int]
 
 
@@ -56,6 +56,7 @@ class TrainOrder:
         step: tells the optimiser step to start from, asked at the start of each epoch.
         repeats: steps that follow each other on the same pictures; one batch stands for all of them here.
         shuffle: positions and epoch -> indices, a bijection for each epoch; None: the permutation over all.
+        sampling: neighbouring positions and epoch -> pictures asked for, some more often than others, instead of all of that.
     """
 
     n: int
@@ -67,6 +68,7 @@ class TrainOrder:
     world_size: int = 1
     repeats: int = 1
     shuffle: Callable[[np.ndarray, int], np.ndarray] | None = None
+    sampling: Callable[[np.ndarray, int], list[Key]] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,6 +87,9 @@ class TrainOrder:
         for batch in range(step // self.repeats * self.accumulate, len(self)):
             first = (batch * self.world_size + self.rank) * self.local
             positions = np.arange(first, first + self.local)
+            if self.sampling is not None:
+                yield self.sampling(positions, epoch)
+                continue
             if self.shuffle is None:
                 indices = permute(positions, self.n, seed=self.seed, epoch=epoch)
             else:

@@ -108,6 +108,8 @@ def write_shards(
     Raises:
         UserError: if `out` is not empty or cannot be written, a setting makes no sense, or no picture can be read.
     """
+    if source.targets is not None:
+        raise UserError("shard: pictures of this table may have several labels, a shard's `.cls` holds one; --unlabelled writes none")
     if size is not None and size < 1:
         raise UserError(f"shard: size is {size}; give the short side in pixels, 1 or more")
     if not 1 <= quality <= 100:

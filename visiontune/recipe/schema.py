@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from visiontune.data.columns import TableSettings
 from visiontune.data.views import View
 from visiontune.ranges import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
 from visiontune.recipe.options import methods, named_views, read_options
@@ -109,10 +110,25 @@ _Augment: Any = _augment_model()
 Augment: Any = Annotated[_Augment, BeforeValidator(_pipeline_named)]
 
 
+class Columns(Section):
+    """Which column of a table holds what; what is not named is found and printed."""
+
+    path: str | None = Field(None, description="of pictures: their paths, or in a folder of `datasets` the pictures themselves")
+    label: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="of labels; a list names columns of zeros and ones, one a class"
+    )
+    split: str | None = Field(None, description="of parts: train or training; val, valid, validation or dev; test")
+
+
 class Data(Section):
     """Pictures of the training."""
 
-    train: str = Field(description="folder of pictures, at any depth, or of tar shards; or sample:digits/train")
+    train: str = Field(
+        description="folder of pictures, at any depth, or of tar shards; a table (.csv, .tsv, .parquet, a folder of `datasets`); "
+        "or sample:digits/train"
+    )
+    root: str | None = Field(None, description="folder that the paths in a table are relative to; default: the table's own")
+    columns: Columns = Field(default_factory=Columns, description="which column of a table holds what")
     image_size: Size | None = Field(None, description="pixels of a side, or [height, width]; default: that of the weights, else 224")
     batch_size: PositiveInt = Field(256, description="pictures per optimiser step over all devices and accumulation")
     workers: NonNegativeInt | Auto = Field("auto", description="loader processes for each device")
@@ -134,10 +150,20 @@ class Data(Section):
 
 
 class LabelledData(Data):
-    """Pictures in one sub-folder a class."""
+    """Pictures in one sub-folder a class, or a table with their labels."""
 
     batch_size: PositiveInt = Field(64, description="pictures per optimiser step over all devices and accumulation")
-    val: str | OpenFraction = Field(description="folder with the same classes, or a share of `train` to set aside, by class")
+    val: str | OpenFraction | None = Field(
+        None,
+        description="folder or table with the same classes, or a share of `train` to set aside, by class; "
+        "left out where the table `train` has a column that tells",
+    )
+    label_separator: Annotated[str, Field(min_length=1)] | Literal[False] | None = Field(
+        None, description="stands between several labels in a cell of a table (default: | and ;), or false: a cell is one label as it is"
+    )
+    sampling: Literal["natural", "balanced", "sqrt"] = Field(
+        "natural", description="natural: each picture once an epoch; balanced: each class equally often; sqrt: by the root of its pictures"
+    )
     labels_fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="share of each class's training pictures to use")
     labels_per_class: PositiveInt | None = Field(None, description="training pictures to use of each class")
 
@@ -145,8 +171,12 @@ class LabelledData(Data):
 class Probe(Section):
     """k-NN and linear probe on labelled pictures while pretraining; the backbone stays bit-identical."""
 
-    train: str = Field(description="folder with one sub-folder a class")
-    val: str = Field(description="folder with the same classes")
+    train: str = Field(description="folder with one sub-folder a class, or a table")
+    val: str | None = Field(
+        None, description="folder or table with the same classes; left out where the table `train` has a column that tells"
+    )
+    root: str | None = Field(None, description="folder that the paths in a table are relative to; default: the table's own")
+    columns: Columns = Field(default_factory=Columns, description="which column of a table holds what")
     every: PositiveInt = Field(10, description="epochs between probes; one is made before the first step and one at the end, too")
     batch_size: PositiveInt = Field(256, description="pictures at a time")
 
@@ -256,6 +286,20 @@ def options_of(recipe: Recipe) -> Any:
     return read_options("finetune", "classify")
 
 
+def table_settings(section: Data | Probe) -> TableSettings:
+    """What a section of a recipe says of its tables."""
+    columns = section.columns
+    label = tuple(columns.label) if isinstance(columns.label, list) else columns.label
+    separator = section.label_separator if isinstance(section, LabelledData) else None
+    return TableSettings(section.root, columns.path, label, columns.split, separator)
+
+
+def type_of_val(section: str) -> str:
+    """What may stand there."""
+    field = (Probe if section == "probe" else LabelledData).model_fields["val"]
+    return str(field.description)
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema of a recipe file, for editors."""
     from pydantic import TypeAdapter
@@ -291,9 +335,9 @@ def is_path(weights: str) -> bool:
 def absolute(recipe: Recipe) -> Recipe:
     """A copy whose relative paths are absolute, so that it means the same from any working directory."""
     found = recipe.model_copy(deep=True)
-    places: list[tuple[Any, str]] = [(found.data, "train"), (found.data, "val"), (found.backbone, "weights")]
-    if isinstance(found, PretrainRecipe) and found.probe:
-        places += [(found.probe, "train"), (found.probe, "val")]
+    places: list[tuple[Any, str]] = [(found.backbone, "weights")]
+    for section in (found.data, getattr(found, "probe", None)):
+        places += [(section, key) for key in ("train", "val", "root")] if section else []
     for key in ("teacher", "teacher_weights"):
         if (path := getattr(getattr(found, "method", None), key, None)) and Path(path).exists():
             setattr(found.method, key, str(Path(path).absolute()))  # type: ignore[union-attr]
