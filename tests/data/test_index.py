@@ -18,7 +18,7 @@ from visiontune.data.folder import list_pictures
 from visiontune.data.index import index_file, open_index
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder
-from visiontune.data.parts import few_labels, split_off
+from visiontune.data.parts import few_labels
 from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
 
@@ -386,26 +386,6 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     make(tmp_path, "a/1.jpg")
     assert len(open_index(str(tmp_path))) == 1
     assert index_module.open_index(str(tmp_path)).listed <= 2
-
-
-def test_few_labels_are_stratified_nested_and_repeatable(pictures):
-    table = list_pictures(pictures / "train", labelled=True)
-    small, large = (few_labels(table, seed=1, per_class=k) for k in (3, 9))
-    chosen = [{t.path(i) for i in range(len(t))} for t in (small, large)]
-    assert np.bincount(small.labels).tolist() == [3, 3]
-    assert chosen[0] < chosen[1]
-    assert chosen[0] == {few_labels(table, seed=1, per_class=3).path(i) for i in range(6)}
-    assert chosen[0] != {few_labels(table, seed=2, per_class=3).path(i) for i in range(6)}
-    assert len(few_labels(table, seed=1, fraction=0.01)) == 2  # at least one a class
-
-
-def test_a_share_set_aside_for_validation_is_apart_from_the_rest(pictures):
-    table = list_pictures(pictures / "train", labelled=True)
-    rest, part = split_off(table, 0.25, seed=0)
-    a, b = ({t.path(i) for i in range(len(t))} for t in (rest, part))
-    assert not a & b
-    assert (len(rest), len(part)) == (36, 12)
-    assert np.bincount(part.labels).tolist() == [6, 6]
 
 
 def test_a_loader_reads_from_the_mapped_table(pictures):

@@ -204,7 +204,9 @@ def _read(path: str, settings: TableSettings, key: str, labelled: bool | None) -
         else:
             name = str(picture)
         lines.append(number)
-        paths.append(os.fsencode(os.path.normpath(name) if "./" in name or "//" in name else name))
+        # The same picture by other words; an address is left as it is, for the message that refuses it.
+        loose = ("./" in name or "//" in name) and "://" not in name
+        paths.append(os.fsencode(os.path.normpath(name) if loose else name))
         if L:
             cell = tuple(row[1 : 1 + L]) if columns.one_each else hashable(row[1])
             labels.append(cells.setdefault(cell, len(cells)))

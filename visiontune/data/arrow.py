@@ -130,9 +130,9 @@ def _cells(pa: Any, column: Any, whole: Any, shard: int, key: str, path: str) ->
     data, paths = column, [None] * len(column)
     if pa.types.is_struct(column.type):
         data, paths = column.field("bytes"), column.field("path").to_pylist()
-    _, ends, values = data.buffers()
-    if values is None:
+    if data.null_count == len(data):
         return paths
+    _, ends, values = data.buffers()
     first = values.address - whole.address
     if not 0 <= first <= first + values.size <= whole.size:
         raise UserError(f"{key}: the Arrow files of {path} are compressed, so that no picture can be read at its place; {SAVE}")
