@@ -33,7 +33,8 @@ def test_the_data_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):
     (code,) = blocks("docs/data.md", "python")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.stdout == "(100, 3, 32, 32) 100\n", done.stderr
-    recipe, augment = (yaml.safe_load(text) for text in blocks("docs/data.md", "yaml"))
+    table, recipe, augment = (yaml.safe_load(text) for text in blocks("docs/data.md", "yaml"))
+    parse_recipe({"task": "classify", "backbone": {"name": "resnet18"}} | table)
     parse_recipe(recipe | {"method": "simclr", "data": recipe["data"] | augment})
     keys = augment["augment"]
     views = Views.of(named_views()[keys.pop("pipeline")], keys)

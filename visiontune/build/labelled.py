@@ -97,6 +97,7 @@ def _words_on_counts(train: PictureTable, sampling: str) -> list[str]:
         notes.append(f"sampling {sampling}: each class comes {how} ({span})")
     elif counts[most] > UNEVEN * counts[least]:
         times = f"{counts[most] / counts[least]:.0f} times as many"
-        cure = "data.sampling=balanced or sqrt shows rare classes more often"
-        notes.append(f"imbalance: {span}, {times}; val/top1 favours the frequent ones, look at balanced accuracy too; {cure}")
+        fair = "top1 favours the frequent ones, look at balanced_accuracy" if train.targets is None else "look at macro_f1 beside micro_f1"
+        cure = "data.sampling=balanced or sqrt shows rare classes more often, head.class_weights=balanced weighs them in the loss"
+        notes.append(f"imbalance: {span}, {times}; {fair}; {cure}")
     return notes
