@@ -136,6 +136,7 @@ def index(argv: list[str]) -> int:
 
     from visiontune.data.folder import list_pictures, missing_folder
     from visiontune.data.index import open_index
+    from visiontune.data.rows import is_table
     from visiontune.data.shards import is_shards, open_shards
     from visiontune.errors import UserError, counted
 
@@ -143,6 +144,8 @@ def index(argv: list[str]) -> int:
         table = open_shards(args.folder, key="index", labelled=None)
         print("\n".join([f"{counted(len(table), 'picture')} in the shards of {args.folder}", *table.notes]))
         return 0
+    if is_table(args.folder):
+        raise UserError(f"index: {args.folder} is a table, which names its pictures itself: no folder has to be listed")
     if not os.path.isdir(args.folder):
         raise UserError(missing_folder("index", args.folder))
     found = open_index(args.folder, beside=args.beside or None, fresh=args.fresh)

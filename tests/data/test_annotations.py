@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visiontune.data.annotations import look_into, missing_files, open_split
+from visiontune.data.annotations import look_into, open_split
 from visiontune.data.broken import FORGIVEN
 from visiontune.data.columns import TableSettings
 from visiontune.data.folder import list_pictures
 from visiontune.data.loader import Pictures, make_loader
+from visiontune.data.missing import missing_files
 from visiontune.data.order import EvalOrder
 from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
@@ -126,6 +127,14 @@ def test_the_separator_is_a_key_and_may_be_none(table):
     assert "1 row without a label left out (line 4)" in one.notes[1]
 
 
+def test_one_class_is_enough_to_validate_on_and_to_look_at(table):
+    path = table("path,label\nimg/0.png,cat\nimg/1.png,cat\n")
+    assert read(path, several=False).labels.tolist() == [0, 0]
+    assert read(path, several=True).targets.tolist() == [[1], [1]]
+    assert read(path, labelled=None).classes == ()
+    assert read(table("path,label\nimg/0.png,cat\nimg/1.png,\n"), separator="|").targets.tolist() == [[1], [0]]
+
+
 def test_columns_of_zeros_and_ones_are_a_class_each(table):
     path = table("path,tail,wings,legs\nimg/0.png,1,0,1\nimg/1.png,0,,True\nimg/2.png,0.0,0,0\n")
     found = read(path, label=("wings", "tail", "legs"))
@@ -194,7 +203,11 @@ def test_few_missing_files_are_broken_pictures_and_many_are_an_error(table):
         ("", "is empty"),
         ("path,label\n", "has no row with a picture"),
         ("img/0.png,cat\nimg/1.png,dog\n", "the first line of .* names a picture, not columns .*: put `path,label` above it"),
-        ("path,label\nimg/0.png,cat\nimg/1.png,cat\n", r"all rows .* are of one class \(cat\) in column 'label'; two are needed"),
+        ("path,label\nimg/0.png,cat\nimg/1.png,cat\n", r"all rows .* are of one class \(cat\) in column 'label'; two classes are needed$"),
+        (
+            "path,label\nimg/0.png,cat\nimg/1.png,\n",
+            "two classes are needed, or say data.label_separator='|' if an empty cell is a picture without",
+        ),
         ("path,label\nimg/0.png,\nimg/1.png,\n", "all rows .* are without a label"),
         ("a,b\n1,2\n", r"which column of .* holds the pictures cannot be told \(a, b\); name it with data.columns.path"),
         ("path,a,b\nimg/0.png,x,y\n", "which column holds the labels cannot be told; .*name it with data.columns.label"),
@@ -278,6 +291,11 @@ def test_a_picture_of_both_parts_is_an_error(table):
     text = "path,label,split\nimg/0.png,a,train\nimg/1.png,b,train\nimg/1.png,b,val\n"
     with pytest.raises(UserError, match=r"1 row naming a picture of the other part again .*\(line 4: img/1.png, as in 3\)"):
         read_split(table(text))
+
+
+def test_a_part_without_any_label_is_an_error(table):
+    with pytest.raises(UserError, match="no row of .* for validation has a label"):
+        read_split(table("path,label,split\nimg/0.png,a,train\nimg/1.png,b,train\nimg/2.png,,val\n"))
 
 
 def test_without_a_column_of_parts_the_cures_are_named(table):

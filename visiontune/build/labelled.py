@@ -41,13 +41,13 @@ def labelled_tables(recipe: ClassifyRecipe) -> tuple[PictureTable, PictureTable,
     return train, val, [*notes, *_words_on_counts(train, data.sampling)]
 
 
-def probe_tables(probe: Probe) -> tuple[PictureTable, PictureTable]:
+def probe_tables(probe: Probe, max_broken: float) -> tuple[PictureTable, PictureTable]:
     """Pictures to fit a probe on and to score it on.
 
     Raises:
         UserError: if one is missing or empty, they do not fit together, or have several labels a picture.
     """
-    train, val = _pair("probe", probe.train, probe.val, table_settings(probe), 0.01)
+    train, val = _pair("probe", probe.train, probe.val, table_settings(probe), max_broken)
     assert val is not None
     if train.targets is not None:
         raise UserError(

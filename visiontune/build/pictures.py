@@ -58,7 +58,7 @@ def find_pictures(recipe: Recipe) -> Tables:
         notes += train.notes
         notes.append(f"pictures: {len(train)} without labels in {data.train}")
         if recipe.probe:
-            labelled, judged = probe = probe_tables(recipe.probe)
+            labelled, judged = probe = probe_tables(recipe.probe, data.max_broken)
             notes += (*labelled.notes, *judged.notes)
             notes.append(f"probe: {counted(len(labelled), 'labelled picture')} to fit, {len(judged)} to score")
     if len(train) < recipe.data.batch_size:

@@ -69,7 +69,7 @@ def find_columns(source: Source, settings: TableSettings, *, key: str, labelled:
     Raises:
         UserError: if one that is named is not there, or one that is needed cannot be told.
     """
-    section = f"{key.partition('.')[0] if '.' in key else 'data'}.columns"  # `check` takes those of `data`
+    section = f"{section_of(key)}.columns"
     listed = f"{source.path} has the columns {some(source.names, 20)}"
 
     def named(name: str, what: str) -> int:
@@ -105,6 +105,11 @@ def find_columns(source: Source, settings: TableSettings, *, key: str, labelled:
     if labels:
         told += f", labels from {some((repr(source.names[c]) for c in labels), 5)}"
     return Columns(path, labels, one_each, split, (f"{key}: {source.path}: {told}",))
+
+
+def section_of(key: str) -> str:
+    """`data` or `probe`, whose keys say more of a table; the verbs take those of `data`."""
+    return key.partition(".")[0] if "." in key else "data"
 
 
 def _plain(name: str) -> str:

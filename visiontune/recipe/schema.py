@@ -177,6 +177,9 @@ class Probe(Section):
     )
     root: str | None = Field(None, description="folder that the paths in a table are relative to; default: the table's own")
     columns: Columns = Field(default_factory=Columns, description="which column of a table holds what")
+    label_separator: Annotated[str, Field(min_length=1)] | Literal[False] | None = Field(
+        None, description="stands between several labels in a cell of a table (default: | and ;), or false: a cell is one label as it is"
+    )
     every: PositiveInt = Field(10, description="epochs between probes; one is made before the first step and one at the end, too")
     batch_size: PositiveInt = Field(256, description="pictures at a time")
 
@@ -290,8 +293,7 @@ def table_settings(section: Data | Probe) -> TableSettings:
     """What a section of a recipe says of its tables."""
     columns = section.columns
     label = tuple(columns.label) if isinstance(columns.label, list) else columns.label
-    separator = section.label_separator if isinstance(section, LabelledData) else None
-    return TableSettings(section.root, columns.path, label, columns.split, separator)
+    return TableSettings(section.root, columns.path, label, columns.split, getattr(section, "label_separator", None))
 
 
 def type_of_val(section: str) -> str:
