@@ -189,7 +189,7 @@ def test_check_reads_as_a_recipe_would_and_says_at_once_where_it_cannot_write(tm
     capsys.readouterr()
     for words, told in (
         (["data.channels=two"], "data.channels: got 'two'"),
-        (["epochs=3"], "of a folder are allowed: data.channels=4"),
+        (["epochs=3"], "of pictures are allowed: data.channels=4"),
         (["--csv", str(tmp_path / "nowhere" / "x.csv")], "--csv: cannot write"),
     ):
         assert verb(["check", str(tmp_path), *words]) == 2
