@@ -55,6 +55,10 @@ class Distill(Module):
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
+        if isinstance(teacher, nn.Module):
+            noted: Any = (self._hparams, self._hparams_initial)
+            for hyperparameters in noted:
+                hyperparameters["teacher"] = ""  # a module is no hyperparameter: it is asked for again
         self.guide_size = (teacher_image_size, teacher_image_size) if teacher_image_size else self.picture_size
         guide, mean, std = load_teacher(teacher, teacher_weights, self.guide_size, self.spec.channels)
         # In a tuple it is in no checkpoint, optimiser or gradient bucket; `_apply` moves it along.
@@ -62,6 +66,9 @@ class Distill(Module):
         self.register_buffer("guide_mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("guide_std", std.view(1, -1, 1, 1), persistent=False)
         face = backbones.describe(guide, self.guide_size, self.spec.channels)
+        size = sum(p.numel() for p in guide.parameters())
+        name, (rows, columns) = teacher if isinstance(teacher, str) else type(guide).__name__, self.guide_size
+        self.notes.append(f"teacher {name}: {size / 1e6:.2f} M parameters, embedding of {face.width}, pictures of {rows}x{columns}")
         self.embedding_weight, self.patch_weight = embedding_weight, patch_weight
         if self.face.token_width is None or face.token_width is None:
             self.patch_weight = 0.0
@@ -123,6 +130,8 @@ def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], 
     try:
         if isinstance(teacher, nn.Module):
             guide = teacher
+        elif not teacher:
+            raise UserError("this checkpoint was made with a module of your own; give it again: load_from_checkpoint(path, teacher=...)")
         elif Path(teacher).exists():
             config = backbones.read_config(Path(teacher))
             if config is None:
@@ -140,7 +149,7 @@ def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], 
                 backbones.load_weights(guide, weights)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
-    kept = (config or {}).get("pretrained_cfg") or guide.pretrained_cfg
+    kept = (config or {}).get("pretrained_cfg") or getattr(guide, "pretrained_cfg", None) or {}
     values = [kept.get(k, (0.5,) * channels) for k in ("mean", "std")]
     mean, std = (torch.tensor(v if len(v) == channels else [sum(v) / len(v)] * channels, dtype=torch.float32) for v in values)
     return guide, mean, std
