@@ -9,7 +9,7 @@ import torch
 
 from visiontune import backbones, optim
 from visiontune.build.modules import weights_path
-from visiontune.build.pictures import Tables, views_of
+from visiontune.build.pictures import Tables, base_views, views_of
 from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
@@ -34,6 +34,8 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         for key in ("lr", "weight_decay", "betas", "momentum"):
             if getattr(o, key) is None:
                 setattr(o, key, own.get(key))
+    elif "lr" in own:
+        notes.append(f"optimiser {o.name}: the recipe's; {options_of(recipe).name}'s own is {own['name']} with optim.lr={own['lr']:g}")
     o.name = o.name or own["name"]
     generic = {"sgd": (0.03, 5e-4), "lars": (0.3, 1e-6), "adam": (1e-3, 0.0), "adamw": (1e-3, 0.05)}[o.name]
     o.lr = generic[0] if o.lr is None else o.lr
@@ -111,7 +113,7 @@ def _derive_method(recipe: PretrainRecipe, pictures: int) -> list[str]:
         reason = f"up to {most:,}; large folders take {rows[-1][1]:,}" if most else "a large folder"
         notes.append(f"{name} {value:,}: for {counted(pictures, 'picture')} ({reason})")
 
-    small = options_of(recipe).views.get("local")
+    small = base_views(recipe).get("local")
     if small and (augment.local is None or (augment.local.image_size is None and augment.local.views != 0)):
         size = recipe.data.image_size
         height, width = (_share_of(small["image_size"], side) for side in (size if isinstance(size, tuple) else (size, size)))

@@ -13,7 +13,7 @@ from visiontune.backbones import any_size
 from visiontune.heads.prototypes import Centring, PrototypeHead
 from visiontune.losses import cross_entropy_between_views, spread
 from visiontune.module import Module, global_and_local, unset
-from visiontune.ranges import Fraction, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 
 # Section 3.2 and the authors' code: BYOL's colours; two crops of 224 and eight of 96 pixels.
@@ -59,7 +59,7 @@ class DINO(Module):
         self,
         backbone: str | nn.Module,
         *,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         student_temperature: PositiveFloat = 0.1,
         teacher_temperature: PositiveFloat | None = None,
         teacher_temperature_start: PositiveFloat | None = None,

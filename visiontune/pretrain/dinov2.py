@@ -19,7 +19,7 @@ from visiontune.heads.prototypes import PrototypeHead
 from visiontune.losses import cross_entropy, cross_entropy_between_views, koleo, sinkhorn, spread
 from visiontune.masking import HalfMasked, half_masked
 from visiontune.module import Module, global_and_local, grid_of_cells, unset
-from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 
 # The authors' configuration: DINO's colours; two crops of 224 and eight of 96 (98 for patches of 14) pixels.
@@ -66,7 +66,7 @@ class DINOv2(Module):
         self,
         backbone: str | nn.Module,
         *,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         mask_ratio: OpenFraction = 0.3,
         patch_weight: NonNegativeFloat = 1.0,
         koleo_weight: NonNegativeFloat = 0.1,

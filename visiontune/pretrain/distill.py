@@ -119,6 +119,20 @@ class Distill(Module):
         return [self.backbone, self.guide]
 
 
+def own_weights(teacher: str, weights: str, side: Any, channels: int) -> nn.Module:
+    """A teacher by its timm name, with weights that know something."""
+    if weights == "random":
+        raise UserError(f"of random weights, {teacher} knows nothing; set method.teacher_weights to `timm` or to a weights file")
+    try:
+        guide = backbones.create(teacher, image_size=side, channels=channels, pretrained=weights == "timm")
+        if weights != "timm":
+            backbones.load_weights(guide, weights)
+    except UserError as error:
+        told = str(error).removesuffix(", or random")
+        raise UserError(told.replace("backbone.weights", "method.teacher_weights")) from error
+    return guide
+
+
 def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], channels: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, and the mean and standard deviation that its pictures are normalised with.
 
@@ -131,7 +145,10 @@ def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], 
         if isinstance(teacher, nn.Module):
             guide = teacher
         elif not teacher:
-            raise UserError("this checkpoint was made with a module of your own; give it again: load_from_checkpoint(path, teacher=...)")
+            raise UserError(
+                "is empty; give a name or a folder; for a checkpoint that was made with a module of your own, that module again: "
+                "load_from_checkpoint(path, teacher=...)"
+            )
         elif Path(teacher).exists():
             config = backbones.read_config(Path(teacher))
             if config is None:
@@ -144,9 +161,7 @@ def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], 
         else:
             if problem := backbones.check_name(teacher):
                 raise UserError(f"got {teacher!r}, which is no file or folder, and {problem}")
-            guide = backbones.create(teacher, image_size=side, channels=channels, pretrained=weights == "timm")
-            if weights != "timm":
-                backbones.load_weights(guide, weights)
+            guide = own_weights(teacher, weights, side, channels)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
     kept = (config or {}).get("pretrained_cfg") or getattr(guide, "pretrained_cfg", None) or {}

@@ -20,7 +20,7 @@ from visiontune.heads.prototypes import Centring, PrototypeHead
 from visiontune.losses import cross_entropy, cross_entropy_between_views, spread
 from visiontune.masking import HalfMasked, half_masked
 from visiontune.module import Module, global_and_local, grid_of_cells, unset
-from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 
 # Appendix B: DINO's, with ten small crops, and 0.32 of the area between small and large ones.
@@ -66,7 +66,7 @@ class IBOT(Module):
         self,
         backbone: str | nn.Module,
         *,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         mask_ratio: OpenFraction = 0.3,
         patch_weight: NonNegativeFloat = 1.0,
         student_temperature: PositiveFloat = 0.1,

@@ -17,7 +17,7 @@ from visiontune.heads.queue import Queue
 from visiontune.losses import cross_entropy_between_views, sinkhorn, spread
 from visiontune.losses.gather import world_size
 from visiontune.module import Module, global_and_local, unset
-from visiontune.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import entropies
 
 # Appendix A.2: SimCLR's colours; two crops of 224 and, in the authors' code, six of 96 pixels.
@@ -56,7 +56,7 @@ class SwAV(Module):
         temperature: PositiveFloat = 0.1,
         sinkhorn_temperature: PositiveFloat = 0.05,
         sinkhorn_iterations: PositiveInt = 3,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         projector_hidden: PositiveInt = 2048,
         projector_out: PositiveInt = 128,
         queue: NonNegativeInt = 0,

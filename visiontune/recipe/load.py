@@ -233,7 +233,8 @@ def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             inner = {}
         raw[key] = dict(inner)
         raw = raw[key]
-    raw[path[-1]] = value
+    # a section goes on top of what is there, as `extends` and stages do it
+    raw[path[-1]] = merge({path[-1]: raw.get(path[-1])}, {path[-1]: value})[path[-1]]
 
 
 def _problem(at: tuple[str, ...], key: str, sentence: str, lines: Lines) -> Problem:
