@@ -93,7 +93,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as run:
                 file = Path(run) / "recipe.yaml"
                 file.write_text(yaml.safe_dump(recipe_of(name, args.lite0)))
-                result = fit(str(file), run, *settings)
+                try:
+                    result = fit(str(file), run, *settings)
+                except Exception as error:  # the others go on; this row stays missing, for --go-on
+                    print(f"{name}, seed {seed}: {error}", flush=True)
+                    return
             rows.append(row(name, seed, result) | {"threads": threads, "jobs": args.jobs, **machine()})
             write_rows(args.csv, rows)
 

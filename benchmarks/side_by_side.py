@@ -3,15 +3,15 @@
     python benchmarks/side_by_side.py CIFAR10 --peer-python PEER/bin/python [--methods simclr dino] [--cases photos cifar]
         [--seeds 0 1] [--epochs 3 20] [--workers 2] [--quick]
 
-PEER is an environment with lightly-train 0.18 (`pip install "lightly-train==0.18.*"`). Cases:
+PEER is an environment with lightly-train 0.18 and timm (`pip install "lightly-train==0.18.*" timm`). Cases:
 - photos: JPEG photos of 500x375, trained on at 96 pixels. Loading counts.
 - cifar: 5,000 pictures of CIFAR10/train (the first 500 of each class) at 32 pixels. Arithmetic counts. The embedding of both
   backbones is judged by k-NN on CIFAR10/test, the 5,000 with their labels being the neighbours; "start" is the untrained backbone.
 
 Both sides have the same backbone (timm, random weights), pictures, epochs, batch, loader processes, seeds, fp32 on the CPU, and
 LightlyTrain's default augmentation, hyperparameters and schedule, which visiontune gets as a recipe (see benchmarks/lightly_train_run.py).
-What differs: the way of enlarging, reducing and blurring, random numbers, DINO's momentum (a cosine there, linear here), and when
-each saves and reports. Runs are whole commands, one at a time; which side goes first alternates. `seconds` are of the training itself,
+What differs: the way of enlarging, reducing and blurring, random numbers, and when each saves and reports.
+Runs are whole commands, one at a time; which side goes first alternates. `seconds` are of the training itself,
 from Lightning's `on_fit_start` to `on_fit_end`, checkpoints included; `command_seconds` of the command.
 """
 

@@ -58,7 +58,8 @@ def show(argv: list[str]) -> int:
         options = read_options("pretrain", args.name)
         print(f"{options.name}: {options.summary}\n")
         for option in options.options:
-            print(f"  {option.name}: {option.default!r}\n      {option.meaning}")
+            default = "must be given" if option.default is ... else repr(option.default)
+            print(f"  {option.name}: {default}\n      {option.meaning}")
         print(f"\n  its views (data.augment): {options.views}\n  its optimiser (optim): {options.optim}")
     else:
         print(find_recipe(args.name).read_text(), end="")

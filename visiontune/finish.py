@@ -70,7 +70,8 @@ def first_pictures(data: PictureData, count: int, *, clean: bool) -> Any:
     pictures = _stack(kept)
     if clean:
         return pictures
-    names = ["augmented"] if len(rows[0]) == 1 else [f"view {i + 1}" for i in range(len(rows[0]))]
+    small = [f" ({view.shape[0]}x{view.shape[1]})" if view.shape[:2] != tuple(size) else "" for view in rows[0]]
+    names = ["augmented"] if len(rows[0]) == 1 else [f"view {i + 1}{told}" for i, told in enumerate(small)]
     # small crops are shown at the size of the others
     views = {name: _stack([resize(v, size) for v in view]) for name, view in zip(names, zip(*rows, strict=True), strict=True)}
     return {name: x.float() / 255 for name, x in {"picture": pictures, **views}.items()}
@@ -120,7 +121,8 @@ def result_of(
     origin = "random weights" if start == "random" else "timm's weights" if start == "timm" else f"the weights of {_origin(start)}"
     epochs = counted(recipe.epochs or 0, "epoch")
     if isinstance(recipe, PretrainRecipe):
-        result["what"] = f"{recipe.method.name} pretraining of {recipe.backbone.name} from {origin}, {epochs}"
+        taught = f", taught by {_origin(teacher)}" if (teacher := getattr(recipe.method, "teacher", None)) else ""
+        result["what"] = f"{recipe.method.name} pretraining of {recipe.backbone.name} from {origin}{taught}, {epochs}"
     else:
         tuned = "classifier" if recipe.tune == "head" else "fine-tuning"
         result["what"] = f"{tuned} on {counted(len(tables.train), 'label')}, {recipe.backbone.name} from {origin}, {epochs}"

@@ -36,7 +36,8 @@ class Module(L.LightningModule):
         optimizer: `adamw`, `adam`, `sgd` or `lars`; None takes the method's own, as for the next three.
         lr: learning rate as it is applied, not scaled by the batch.
         weight_decay: of weights with more than one dimension.
-        weight_decay_end: what it comes to at the end, along half a cosine; None leaves it as it is.
+        weight_decay_end: what it comes to at the end, along half a cosine; None: the method's, where optimiser and weight decay are the
+            method's own, else it stays as it is.
         betas: of Adam.
         momentum: of SGD and LARS.
         warmup_steps: optimiser steps of linear warm-up; None takes a tenth of all steps.
@@ -133,7 +134,9 @@ class Module(L.LightningModule):
         self.optimizer_name: str = optimizer or defaults["name"]
         self.lr: float = defaults["lr"] if lr is None else lr
         self.weight_decay: float = defaults["weight_decay"] if weight_decay is None else weight_decay
-        self.weight_decay_end: float | None = defaults.get("weight_decay_end") if weight_decay_end is None else weight_decay_end
+        if weight_decay_end is None and (self.optimizer_name, self.weight_decay) == (defaults["name"], defaults["weight_decay"]):
+            weight_decay_end = defaults.get("weight_decay_end")  # a method's schedule belongs to its own optimiser and weight decay
+        self.weight_decay_end: float | None = weight_decay_end
         self.betas = tuple(betas or defaults["betas"])
         self.momentum: float = defaults["momentum"] if momentum is None else momentum
         self.warmup_steps, self.total_steps, self.min_lr_factor = warmup_steps, total_steps, min_lr_factor
@@ -217,13 +220,17 @@ class Module(L.LightningModule):
         return [self.backbone] if self.teacher is None else [self.backbone, self.teacher.get_submodule("backbone")]
 
     def release(self) -> nn.Module:
-        """The backbone to keep, as timm makes it: without what a method changed in it for its training."""
+        """The backbone to keep, as timm makes it: without what a method changed in it for its training. Its `pretrained_cfg` says which
+        mean and standard deviation it was trained with."""
         for parameter in self._left_out:
             parameter.requires_grad_(True)
         self._left_out, self._released = [], True
         if self.kept is not self.backbone:
             for kept, trained in zip(self.kept.parameters(), self.backbone.parameters(), strict=True):
                 kept.requires_grad_(trained.requires_grad)
+        if isinstance(cfg := getattr(self.kept, "pretrained_cfg", None), dict):
+            statistics = {name: tuple(getattr(self, name).flatten().tolist()) for name in ("mean", "std")}
+            self.kept.pretrained_cfg = cfg | statistics  # type: ignore[assignment]
         return self.kept
 
     def sync_batch_norms(self) -> None:

@@ -122,7 +122,8 @@ def make_optimizer(
     if name == "adam":
         return torch.optim.Adam(groups, lr=lr, betas=betas, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+        # Fused SGD fails where a parameter gets its first gradient later than others: prototypes that are frozen at first.
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, foreach=True)
     if name == "lars":
         return LARS(groups, lr=lr, momentum=momentum)
     raise UserError(f"optim.name: got {name!r}; allowed: {', '.join(OPTIMISERS)}{near(name, OPTIMISERS)}")
@@ -158,7 +159,10 @@ class LARS(torch.optim.Optimizer):
                     both = (p_norm > 0) & (u_norm > 0)
                     ratios.append(torch.where(both, group["trust"] * p_norm / u_norm, torch.ones_like(p_norm)))
                 updates = torch._foreach_mul(updates, ratios)
-            buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
+            for p in parameters:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in parameters]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates)
             torch._foreach_add_(parameters, buffers, alpha=-group["lr"])

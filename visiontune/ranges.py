@@ -18,6 +18,7 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+SeveralInt = Annotated[int, Ge(2)]
 
 WORDS = {"gt": (operator.gt, "above"), "ge": (operator.ge, "of at least"), "lt": (operator.lt, "below"), "le": (operator.le, "of at most")}
 

@@ -8,7 +8,18 @@ import torch.multiprocessing as mp
 from tests.losses.waves import waves
 from visiontune.heads.prototypes import Centring
 from visiontune.heads.queue import Queue
-from visiontune.losses import barlow_twins, cross_entropy_between_views, info_nce, info_nce_queue, koleo, sigreg, sinkhorn, vicreg
+from visiontune.losses import (
+    barlow_twins,
+    cross_entropy_between_views,
+    gather_with_grad,
+    info_nce,
+    info_nce_queue,
+    koleo,
+    sigreg,
+    sinkhorn,
+    vicreg,
+)
+from visiontune.pretrain.swav import SwAV
 
 
 def _views(z0: torch.Tensor, z1: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -17,6 +28,17 @@ def _views(z0: torch.Tensor, z1: torch.Tensor, shares: torch.Tensor) -> torch.Te
 
 def swav(z0, z1):
     return _views(z0, z1, torch.cat([sinkhorn(z0.detach(), 0.5), sinkhorn(z1.detach(), 0.5)]))
+
+
+def swav_queue(z0, z1):
+    kept = SwAV.share_of(waves(0.5)[:6])  # six rows of which every process sorts its part along
+    codes = [sinkhorn(torch.cat([kept, z.detach()]), 0.5)[-len(z) :] for z in (z0, z1)]
+    return _views(z0, z1, torch.cat(codes))
+
+
+def rows_used_twice(z0, z1):
+    """Autograd hands one gradient to both gathers: neither may write into it."""
+    return ((gather_with_grad(z0) + gather_with_grad(z1)) * waves(0.7)).sum()
 
 
 def dino(z0, z1):
@@ -40,6 +62,8 @@ LOSSES = {
     "moco v3": lambda a, b: info_nce(a, b, 0.2) + info_nce(b, a, 0.2),
     "moco v2": moco,
     "swav": swav,
+    "swav with a queue": swav_queue,
+    "rows used twice": rows_used_twice,
     "dino": dino,
 }
 
@@ -80,3 +104,10 @@ def test_two_processes_give_the_loss_and_gradient_of_one(halves, name):
     whole, expected = loss_of(name, slice(0, 8))
     assert loss.item() == pytest.approx(whole.item(), rel=1e-6)
     assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_queue_that_processes_do_not_divide_is_cut_so_that_all_sort_as_many_rows(monkeypatch):
+    for rank in range(3):
+        monkeypatch.setattr("visiontune.pretrain.swav.world_size", lambda: 3)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        assert SwAV.share_of(torch.arange(8)).tolist() == [rank, rank + 3]

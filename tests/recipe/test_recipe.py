@@ -133,6 +133,14 @@ def test_a_key_twice_is_an_error(tmp_path):
         load_recipe(write(tmp_path / "a.yaml", BASE + "data: {train: x}\n"))
 
 
+def test_a_missing_space_behind_a_colon_is_told_and_not_taken_for_a_key(tmp_path):
+    with pytest.raises(RecipeError, match=r"command line: backbone.args: got \{depth:2\}; YAML wants a space .*: \{depth: 2\}"):
+        load_recipe(write(tmp_path / "a.yaml", BASE), ["backbone.args={depth:2}"])
+    with pytest.raises(RecipeError, match=r"a.yaml:5: got \{lr:1e-3\}"):
+        load_recipe(write(tmp_path / "a.yaml", BASE + "optim: {lr:1e-3}\n"))
+    assert read_value("{a: , 'b:c': 1, d: sample:digits/train}") == {"a": None, "b:c": 1, "d": "sample:digits/train"}
+
+
 def test_lines_are_those_of_the_text():
     _, lines = read_yaml("a: 1\nb:\n  c: [1,\n      2]\n", "f")
     assert (lines[("a",)], lines[("b", "c")], lines[("b", "c", "1")]) == ("f:1", "f:3", "f:4")

@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from visiontune import backbones, optim
 from visiontune.build.modules import weights_path
-from visiontune.build.pictures import Tables, views_of
+from visiontune.build.pictures import Tables, base_views, views_of
 from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
@@ -26,9 +27,15 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     if isinstance(found, PretrainRecipe):
         notes += _derive_method(found, len(tables.train))
     if o.name is None or o.name == own["name"]:
-        for key in ("lr", "weight_decay", "weight_decay_end", "betas", "momentum"):
+        end = own.get("weight_decay_end")
+        if end is not None and o.weight_decay_end is None and o.weight_decay in (None, own["weight_decay"]):
+            o.weight_decay_end = end
+            notes.append(f"weight decay from {own['weight_decay']:g} to {end:g}: the method's; optim.weight_decay_end says otherwise")
+        for key in ("lr", "weight_decay", "betas", "momentum"):
             if getattr(o, key) is None:
                 setattr(o, key, own.get(key))
+    elif "lr" in own:
+        notes.append(f"optimiser {o.name}: the recipe's; {options_of(recipe).name}'s own is {own['name']} with optim.lr={own['lr']:g}")
     o.name = o.name or own["name"]
     generic = {"sgd": (0.03, 5e-4), "lars": (0.3, 1e-6), "adam": (1e-3, 0.0), "adamw": (1e-3, 0.05)}[o.name]
     o.lr = generic[0] if o.lr is None else o.lr
@@ -36,7 +43,8 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     o.betas, o.momentum = o.betas or (0.9, 0.999), 0.9 if o.momentum is None else o.momentum
     if o.lr_scale != "none":
         scaled = optim.scale_lr(o.lr, batch, o.lr_scale)
-        notes.append(f"learning rate {scaled:.4g}: {o.lr:g} for a batch of 256, scaled {o.lr_scale} to a batch of {batch}")
+        reason = f", scaled {o.lr_scale} to a batch of {batch}" if batch != 256 else ", which this run has"
+        notes.append(f"learning rate {scaled:.4g}: {o.lr:g} for a batch of 256{reason}")
         o.lr, o.lr_scale = scaled, "none"
     if found.epochs is None:
         found.epochs = epochs_for(len(tables.train)) if isinstance(found, PretrainRecipe) else 100
@@ -105,14 +113,20 @@ def _derive_method(recipe: PretrainRecipe, pictures: int) -> list[str]:
         reason = f"up to {most:,}; large folders take {rows[-1][1]:,}" if most else "a large folder"
         notes.append(f"{name} {value:,}: for {counted(pictures, 'picture')} ({reason})")
 
-    small = options_of(recipe).views.get("local")
+    small = base_views(recipe).get("local")
     if small and (augment.local is None or (augment.local.image_size is None and augment.local.views != 0)):
         size = recipe.data.image_size
         height, width = (_share_of(small["image_size"], side) for side in (size if isinstance(size, tuple) else (size, size)))
         if augment.local is None:
             augment.local = type(augment).model_validate({"local": {}}).local
         augment.local.image_size = height if height == width else (height, width)
-        notes.append(f"small crops of {height}x{width} pixels: as {small['image_size']} beside 224")
+        count = small["views"] if augment.local.views is None else augment.local.views
+        notes.append(f"{counted(count, 'small crop')} of {height}x{width} pixels: as {small['image_size']} beside 224")
+    elif small and augment.local.views != 0:
+        given, large = augment.local.image_size, recipe.data.image_size
+        if np.any(np.greater_equal(given, large)):
+            sizes = f"{given} pixels beside large views of {large}"
+            notes.append(f"data.augment.local.image_size: {sizes}: small ones are meant to be smaller; leave it out to have it follow")
     if (teacher := getattr(method, "teacher", None)) and Path(teacher).exists():
         method.teacher = str(weights_path(teacher))  # a run's weights/backbone
     return notes

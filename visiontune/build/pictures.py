@@ -80,16 +80,20 @@ def reading_of(recipe: Recipe) -> Reading:
     return Reading(data.channels, data.background, data.value_range)
 
 
+def base_views(recipe: Recipe) -> dict[str, Any]:
+    """Keys of the views that a recipe's own are laid on: those of the pipeline that it names, else of its method or task."""
+    pipeline = recipe.data.augment.pipeline
+    return named_views()[pipeline] if pipeline else options_of(recipe).views
+
+
 def views_of(recipe: Recipe) -> tuple[Views, list[str]]:
     """The views that a method or task asks for with the recipe's own on top; and in words what was left out of them.
 
     Raises:
         UserError: for views that do not fit together, or transforms that albumentations does not know.
     """
-    own = recipe.data.augment.model_dump(exclude_none=True)
-    pipeline = own.pop("pipeline", None)
-    base = named_views()[pipeline] if pipeline else options_of(recipe).views
-    views, dropped = Views.of(base, own).of_channels(recipe.data.channels)
+    own = recipe.data.augment.model_dump(exclude_none=True, exclude={"pipeline"})
+    views, dropped = Views.of(base_views(recipe), own).of_channels(recipe.data.channels)
     wanted, name = Views.of(options_of(recipe).views), options_of(recipe).name
     if views.large != wanted.large or (views.small and not wanted.small):
         small = f" and {views.small} small ones" if views.small else ""

@@ -17,9 +17,9 @@ def projector(
 ) -> nn.Sequential:
     """Linear layers with batch norm and activation between them, `(B, in_dim)` -> `(B, out_dim)`.
 
-    Methods differ in the last layer, and the differences matter to them: `norm` ends with a batch norm without scale (SimCLR's code,
-    MoCo v3, SimSiam), `bias` with a plain linear layer (BYOL, MoCo v2), `plain` with one without bias (Barlow Twins, VICReg). Linear
-    layers in front of a batch norm have no bias: the norm would take it out again.
+    Methods differ in the last layer, and the differences matter to them: `norm` ends with a batch norm without scale and shift (MoCo v3,
+    SimSiam; SimCLR's code leaves out the shift alone), `bias` with a plain linear layer (BYOL, MoCo v2), `plain` with one without bias
+    (Barlow Twins, VICReg). Linear layers in front of a batch norm have no bias: the norm would take it out again.
 
     Args:
         in_dim: width of what goes in.

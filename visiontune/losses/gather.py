@@ -18,7 +18,7 @@ class _AllGather(torch.autograd.Function):
         # Every process used these rows in a loss of its own: a row's gradient is the sum over all of them. DistributedDataParallel
         # then divides by the number of processes, which turns the sum of the local losses into their mean. Leaving the sum out, or
         # taking it with the local loss divided as well, is wrong by a factor of the world size.
-        grad = grad.contiguous()
+        grad = grad.contiguous().clone()  # autograd may hand the same tensor to others
         dist.all_reduce(grad)
         B = grad.shape[0] // dist.get_world_size()
         return grad[dist.get_rank() * B : (dist.get_rank() + 1) * B]

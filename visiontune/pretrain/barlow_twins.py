@@ -1,5 +1,7 @@
 """Barlow Twins. Zbontar et al. 2021, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction" (arXiv 2103.03230).
 
+Deviation: both views go through in one pass, as in SimCLR, so batch norms see them together; the authors' code takes one after the other.
+
 B pictures, D width of the embedding, E width of the projection.
 """
 
@@ -58,5 +60,5 @@ class BarlowTwins(Module):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         z0, z1 = self.projector(self.embed_views(two_views(self, batch))).chunk(2)  # (B, E) each
         loss = self.loss_scale * barlow_twins(z0, z1, self.redundancy)
-        self.record(loss=loss, spread=spread(z0 - z0.mean(dim=0)))
+        self.record(loss=loss, spread=spread(z0))
         return loss

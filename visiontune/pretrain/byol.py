@@ -1,5 +1,7 @@
 """BYOL. Grill et al. 2020, "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning" (arXiv 2006.07733).
 
+Deviation: both views go through in one pass, as in SimCLR, so batch norms see them together; the authors' code takes one after the other.
+
 B pictures, D width of the embedding, E width of the projection.
 """
 

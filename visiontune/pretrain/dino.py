@@ -13,7 +13,7 @@ from visiontune.backbones import any_size
 from visiontune.heads.prototypes import Centring, PrototypeHead
 from visiontune.losses import cross_entropy_between_views, spread
 from visiontune.module import Module, global_and_local, unset
-from visiontune.ranges import Fraction, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 
 # Section 3.2 and the authors' code: BYOL's colours; two crops of 224 and eight of 96 pixels.
@@ -27,6 +27,7 @@ OPTIM = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.04, "weight_decay_end": 
 # A prototype needs pictures of its own; with few steps the teacher must follow faster.
 BY_PICTURES = {
     "prototypes": ((20_000, 1024), (200_000, 4096), (1_000_000, 16_384), (None, 65_536)),
+    "teacher_temperature": ((20_000, 0.02), (200_000, 0.04), (None, 0.07)),
     "momentum_start": ((50_000, 0.99), (None, 0.996)),
 }  # fmt: skip
 
@@ -37,8 +38,8 @@ class DINO(Module):
     Args:
         prototypes: outputs of the head; None: 65,536, in a recipe by the number of pictures.
         student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's, after its warm-up; lower is sharper.
-        teacher_temperature_start: of the teacher's at the first step.
+        teacher_temperature: of the teacher's, after its warm-up; lower is sharper. None: 0.07, in a recipe by the number of pictures.
+        teacher_temperature_start: of the teacher's at the first step; None: 0.04, or `teacher_temperature` where that is lower.
         teacher_warmup: share of the run until `teacher_temperature` is reached.
         momentum_start: share of the old weights in the teacher at the first step; rises to 1. None: 0.996, in a recipe by the number of
             pictures.
@@ -58,10 +59,10 @@ class DINO(Module):
         self,
         backbone: str | nn.Module,
         *,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         student_temperature: PositiveFloat = 0.1,
-        teacher_temperature: PositiveFloat = 0.07,
-        teacher_temperature_start: PositiveFloat = 0.04,
+        teacher_temperature: PositiveFloat | None = None,
+        teacher_temperature_start: PositiveFloat | None = None,
         teacher_warmup: Fraction = 0.1,
         momentum_start: OpenFraction | None = None,
         center_momentum: Fraction = 0.9,
@@ -76,7 +77,9 @@ class DINO(Module):
             common["backbone_args"] = any_size(backbone) | (common.get("backbone_args") or {})
         super().__init__(backbone, **common)
         self.student_temperature, self.freeze_prototypes = student_temperature, freeze_prototypes
-        self.teacher_temperatures, self.teacher_warmup = (teacher_temperature_start, teacher_temperature), teacher_warmup
+        end = unset(teacher_temperature, BY_PICTURES["teacher_temperature"])
+        start = min(0.04, end) if teacher_temperature_start is None else teacher_temperature_start
+        self.teacher_temperatures, self.teacher_warmup = (start, end), teacher_warmup
         K = unset(prototypes, BY_PICTURES["prototypes"])
         self.head = PrototypeHead(
             self.face.width,

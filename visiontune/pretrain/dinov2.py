@@ -19,7 +19,7 @@ from visiontune.heads.prototypes import PrototypeHead
 from visiontune.losses import cross_entropy, cross_entropy_between_views, koleo, sinkhorn, spread
 from visiontune.masking import HalfMasked, half_masked
 from visiontune.module import Module, global_and_local, grid_of_cells, unset
-from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 
 # The authors' configuration: DINO's colours; two crops of 224 and eight of 96 (98 for patches of 14) pixels.
@@ -33,6 +33,7 @@ VIEWS = {
 OPTIM = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.2}
 BY_PICTURES = {
     "prototypes": ((20_000, 1024), (200_000, 4096), (1_000_000, 16_384), (None, 65_536)),
+    "teacher_temperature": ((20_000, 0.02), (200_000, 0.04), (None, 0.07)),
     "momentum_start": ((50_000, 0.99), (None, 0.992)),
 }  # fmt: skip
 
@@ -44,10 +45,10 @@ class DINOv2(Module):
         prototypes: outputs of each head; None: 65,536, in a recipe by the number of pictures.
         mask_ratio: share of patches hidden in a masked view.
         patch_weight: weight of the patches' loss; the picture's is 1.
-        koleo_weight: weight of what keeps the embeddings of a batch apart.
+        koleo_weight: weight of what keeps the embeddings of a batch apart, summed over both views.
         student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's, after its warm-up; lower is sharper.
-        teacher_temperature_start: of the teacher's at the first step.
+        teacher_temperature: of the teacher's, after its warm-up; lower is sharper. None: 0.07, in a recipe by the number of pictures.
+        teacher_temperature_start: of the teacher's at the first step; None: 0.04, or `teacher_temperature` where that is lower.
         teacher_warmup: share of the run until `teacher_temperature` is reached.
         momentum_start: share of the old weights in the teacher at the first step; rises to 1. None: 0.992, in a recipe by the number of
             pictures.
@@ -65,13 +66,13 @@ class DINOv2(Module):
         self,
         backbone: str | nn.Module,
         *,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         mask_ratio: OpenFraction = 0.3,
         patch_weight: NonNegativeFloat = 1.0,
         koleo_weight: NonNegativeFloat = 0.1,
         student_temperature: PositiveFloat = 0.1,
-        teacher_temperature: PositiveFloat = 0.07,
-        teacher_temperature_start: PositiveFloat = 0.04,
+        teacher_temperature: PositiveFloat | None = None,
+        teacher_temperature_start: PositiveFloat | None = None,
         teacher_warmup: Fraction = 0.1,
         momentum_start: OpenFraction | None = None,
         freeze_prototypes: Fraction = 0.01,
@@ -86,7 +87,9 @@ class DINOv2(Module):
         self.grid, D = grid_of_cells(self, "dinov2")
         self.mask_ratio, self.patch_weight, self.koleo_weight = mask_ratio, patch_weight, koleo_weight
         self.student_temperature, self.freeze_prototypes = student_temperature, freeze_prototypes
-        self.teacher_temperatures, self.teacher_warmup = (teacher_temperature_start, teacher_temperature), teacher_warmup
+        end = unset(teacher_temperature, BY_PICTURES["teacher_temperature"])
+        start = min(0.04, end) if teacher_temperature_start is None else teacher_temperature_start
+        self.teacher_temperatures, self.teacher_warmup = (start, end), teacher_warmup
         K = unset(prototypes, BY_PICTURES["prototypes"])
 
         # ------------------------------------------------------------ a head for pictures, one for patches, and an average of it all
@@ -118,14 +121,14 @@ class DINOv2(Module):
         # ------------------------------------------------------------ student: masked global views, local views
         with self.hiding(both, masks.hidden) as seen:
             embedding, patches = embed_and_tokens(self.backbone, seen)
-        apart = sum(koleo(view) for view in embedding.chunk(2)) / 2
+        apart = sum(koleo(view) for view in embedding.chunk(2))  # as in the authors' code: the sum, not the mean, of both views
         if len(views) > 2:
             embedding = torch.cat([embedding, self.embed_views(views[2:])])
         told = self.head(embedding).unflatten(0, (len(views), -1)) / self.student_temperature  # (V, B, K)
         patch_told = self.patch_head(masks.take_hidden(patches)) / self.student_temperature
 
         picture_loss = cross_entropy_between_views(told, shares)
-        patch_loss = cross_entropy(patch_told, patch_shares)
+        patch_loss = cross_entropy(patch_told, patch_shares) * (len(masks.rows) / len(both))  # views without hidden patches count as 0
         loss = picture_loss + self.patch_weight * patch_loss + self.koleo_weight * apart
         one, mean = entropies(shares[0])
         watched = {"teacher_entropy": one, "teacher_marginal": mean, "spread": spread(z[: len(z) // 2])}

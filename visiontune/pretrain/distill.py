@@ -55,6 +55,10 @@ class Distill(Module):
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
+        if isinstance(teacher, nn.Module):
+            noted: Any = (self._hparams, self._hparams_initial)
+            for hyperparameters in noted:
+                hyperparameters["teacher"] = ""  # a module is no hyperparameter: it is asked for again
         self.guide_size = (teacher_image_size, teacher_image_size) if teacher_image_size else self.picture_size
         guide, mean, std = load_teacher(teacher, teacher_weights, self.guide_size, self.spec.channels)
         # In a tuple it is in no checkpoint, optimiser or gradient bucket; `_apply` moves it along.
@@ -62,6 +66,9 @@ class Distill(Module):
         self.register_buffer("guide_mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("guide_std", std.view(1, -1, 1, 1), persistent=False)
         face = backbones.describe(guide, self.guide_size, self.spec.channels)
+        size = sum(p.numel() for p in guide.parameters())
+        name, (rows, columns) = teacher if isinstance(teacher, str) else type(guide).__name__, self.guide_size
+        self.notes.append(f"teacher {name}: {size / 1e6:.2f} M parameters, embedding of {face.width}, pictures of {rows}x{columns}")
         self.embedding_weight, self.patch_weight = embedding_weight, patch_weight
         if self.face.token_width is None or face.token_width is None:
             self.patch_weight = 0.0
@@ -112,6 +119,20 @@ class Distill(Module):
         return [self.backbone, self.guide]
 
 
+def own_weights(teacher: str, weights: str, side: Any, channels: int) -> nn.Module:
+    """A teacher by its timm name, with weights that know something."""
+    if weights == "random":
+        raise UserError(f"of random weights, {teacher} knows nothing; set method.teacher_weights to `timm` or to a weights file")
+    try:
+        guide = backbones.create(teacher, image_size=side, channels=channels, pretrained=weights == "timm")
+        if weights != "timm":
+            backbones.load_weights(guide, weights)
+    except UserError as error:
+        told = str(error).removesuffix(", or random")
+        raise UserError(told.replace("backbone.weights", "method.teacher_weights")) from error
+    return guide
+
+
 def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], channels: int) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, and the mean and standard deviation that its pictures are normalised with.
 
@@ -123,6 +144,11 @@ def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], 
     try:
         if isinstance(teacher, nn.Module):
             guide = teacher
+        elif not teacher:
+            raise UserError(
+                "is empty; give a name or a folder; for a checkpoint that was made with a module of your own, that module again: "
+                "load_from_checkpoint(path, teacher=...)"
+            )
         elif Path(teacher).exists():
             config = backbones.read_config(Path(teacher))
             if config is None:
@@ -135,12 +161,10 @@ def load_teacher(teacher: str | nn.Module, weights: str, size: tuple[int, int], 
         else:
             if problem := backbones.check_name(teacher):
                 raise UserError(f"got {teacher!r}, which is no file or folder, and {problem}")
-            guide = backbones.create(teacher, image_size=side, channels=channels, pretrained=weights == "timm")
-            if weights != "timm":
-                backbones.load_weights(guide, weights)
+            guide = own_weights(teacher, weights, side, channels)
     except UserError as error:
         raise UserError(f"method.teacher: {error}") from error
-    kept = (config or {}).get("pretrained_cfg") or guide.pretrained_cfg
+    kept = (config or {}).get("pretrained_cfg") or getattr(guide, "pretrained_cfg", None) or {}
     values = [kept.get(k, (0.5,) * channels) for k in ("mean", "std")]
     mean, std = (torch.tensor(v if len(v) == channels else [sum(v) / len(v)] * channels, dtype=torch.float32) for v in values)
     return guide, mean, std

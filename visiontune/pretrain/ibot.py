@@ -20,7 +20,7 @@ from visiontune.heads.prototypes import Centring, PrototypeHead
 from visiontune.losses import cross_entropy, cross_entropy_between_views, spread
 from visiontune.masking import HalfMasked, half_masked
 from visiontune.module import Module, global_and_local, grid_of_cells, unset
-from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 
 # Appendix B: DINO's, with ten small crops, and 0.32 of the area between small and large ones.
@@ -33,6 +33,7 @@ VIEWS = {
 OPTIM = {"name": "adamw", "lr": 5e-4, "weight_decay": 0.04, "weight_decay_end": 0.4}
 BY_PICTURES = {
     "prototypes": ((20_000, 1024), (200_000, 2048), (1_000_000, 4096), (None, 8192)),
+    "teacher_temperature": ((20_000, 0.02), (200_000, 0.04), (None, 0.07)),
     "momentum_start": ((50_000, 0.99), (None, 0.996)),
 }  # fmt: skip
 
@@ -45,12 +46,12 @@ class IBOT(Module):
         mask_ratio: share of patches hidden in a masked view.
         patch_weight: weight of the patches' loss; the picture's is 1.
         student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's, after its warm-up; lower is sharper.
-        teacher_temperature_start: of the teacher's at the first step.
+        teacher_temperature: of the teacher's, after its warm-up; lower is sharper. None: 0.07, in a recipe by the number of pictures.
+        teacher_temperature_start: of the teacher's at the first step; None: 0.04, or `teacher_temperature` where that is lower.
         teacher_warmup: share of the run until `teacher_temperature` is reached.
         momentum_start: share of the old weights in the teacher at the first step; rises to 1. None: 0.996, in a recipe by the number of
             pictures.
-        center_momentum: share of the old mean in the running means of the teacher's logits.
+        center_momentum: share of the old mean in the running means of the teacher's logits (of patches: of the hidden ones alone).
         freeze_prototypes: share of the run in which the student's prototypes stay as they are.
         projector_hidden: width of the head's hidden layers.
         projector_out: width of the head's narrow end.
@@ -65,12 +66,12 @@ class IBOT(Module):
         self,
         backbone: str | nn.Module,
         *,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         mask_ratio: OpenFraction = 0.3,
         patch_weight: NonNegativeFloat = 1.0,
         student_temperature: PositiveFloat = 0.1,
-        teacher_temperature: PositiveFloat = 0.07,
-        teacher_temperature_start: PositiveFloat = 0.04,
+        teacher_temperature: PositiveFloat | None = None,
+        teacher_temperature_start: PositiveFloat | None = None,
         teacher_warmup: Fraction = 0.1,
         momentum_start: OpenFraction | None = None,
         center_momentum: Fraction = 0.9,
@@ -86,7 +87,9 @@ class IBOT(Module):
         self.grid, D = grid_of_cells(self, "ibot")
         self.mask_ratio, self.patch_weight = mask_ratio, patch_weight
         self.student_temperature, self.freeze_prototypes = student_temperature, freeze_prototypes
-        self.teacher_temperatures, self.teacher_warmup = (teacher_temperature_start, teacher_temperature), teacher_warmup
+        end = unset(teacher_temperature, BY_PICTURES["teacher_temperature"])
+        start = min(0.04, end) if teacher_temperature_start is None else teacher_temperature_start
+        self.teacher_temperatures, self.teacher_warmup = (start, end), teacher_warmup
         K = unset(prototypes, BY_PICTURES["prototypes"])
 
         # ------------------------------------------------------------ one head for pictures and patches, and an average of it all
@@ -126,7 +129,7 @@ class IBOT(Module):
         patch_told = self.head(self.adapt(masks.take_hidden(patches))) / self.student_temperature
 
         picture_loss = cross_entropy_between_views(told, shares)
-        patch_loss = cross_entropy(patch_told, patch_shares)
+        patch_loss = cross_entropy(patch_told, patch_shares) * (len(masks.rows) / len(both))  # views without hidden patches count as 0
         loss = picture_loss + self.patch_weight * patch_loss
         one, mean = entropies(shares[0])
         watched = {"teacher_entropy": one, "teacher_marginal": mean, "spread": spread(z[: len(z) // 2])}

@@ -1,8 +1,9 @@
 """MoCo v2. Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning" (arXiv 2003.04297); the method is that of He et al.
 2019, "Momentum Contrast for Unsupervised Visual Representation Learning" (arXiv 1911.05722).
 
-Deviation: keys are not shuffled over devices before their batch norms; norms are synchronised over devices instead (the default where
-several CUDA devices train), which also leaves no device's statistics to tell a picture by.
+Deviation: keys are not shuffled over devices before their batch norms. Where a recipe trains on several CUDA devices, norms are
+synchronised over them instead, which also leaves no device's statistics to tell a picture by; on one device, and under a Trainer of
+one's own, nothing stands in for it.
 
 B pictures, E width of the projection, L keys in the queue.
 """
@@ -27,10 +28,9 @@ VIEWS = {
 }  # fmt: skip
 # The authors' code: SGD, learning rate 0.03 for a batch of 256, weight decay 1e-4.
 OPTIM = {"name": "sgd", "lr": 0.03, "weight_decay": 1e-4, "momentum": 0.9}
-# A queue must be much shorter than an epoch, or a picture's own older keys are its negatives; with few steps the teacher must follow
-# faster.
+# A queue must be shorter than an epoch, or a picture's own older keys are its negatives; with few steps the teacher must follow faster.
 BY_PICTURES = {
-    "queue": ((20_000, 1024), (200_000, 8192), (None, 65_536)),
+    "queue": ((1_000, 64), (5_000, 256), (20_000, 1024), (200_000, 8192), (None, 65_536)),
     "teacher_momentum": ((50_000, 0.99), (500_000, 0.996), (None, 0.999)),
 }  # fmt: skip
 

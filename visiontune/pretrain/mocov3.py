@@ -1,5 +1,7 @@
 """MoCo v3. Chen et al. 2021, "An Empirical Study of Training Self-Supervised Vision Transformers" (arXiv 2104.02057).
 
+Deviation: both views go through in one pass, as in SimCLR, so batch norms see them together; the authors' code takes one after the other.
+
 B pictures, D width of the embedding, E width of the projection.
 """
 

@@ -1,5 +1,7 @@
 """SimSiam. Chen and He 2020, "Exploring Simple Siamese Representation Learning" (arXiv 2011.10566).
 
+Deviation: both views go through in one pass, as in SimCLR, so batch norms see them together; the authors' code takes one after the other.
+
 B pictures, D width of the embedding, E width of the projection.
 """
 

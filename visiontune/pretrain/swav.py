@@ -17,7 +17,7 @@ from visiontune.heads.queue import Queue
 from visiontune.losses import cross_entropy_between_views, sinkhorn, spread
 from visiontune.losses.gather import world_size
 from visiontune.module import Module, global_and_local, unset
-from visiontune.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import entropies
 
 # Appendix A.2: SimCLR's colours; two crops of 224 and, in the authors' code, six of 96 pixels.
@@ -42,7 +42,7 @@ class SwAV(Module):
         projector_hidden: width of the projector's hidden layer.
         projector_out: width of the projection.
         queue: projections of earlier batches that are sorted along, where a batch is small beside the prototypes; 0: none.
-        queue_start: share of the run before the queue is used.
+        queue_start: share of the run before the queue is used, which must have filled by then: it begins with random rows.
         freeze_prototypes: share of the run in which prototypes stay as they are.
         common: see `visiontune.module.Module`.
     """
@@ -56,7 +56,7 @@ class SwAV(Module):
         temperature: PositiveFloat = 0.1,
         sinkhorn_temperature: PositiveFloat = 0.05,
         sinkhorn_iterations: PositiveInt = 3,
-        prototypes: PositiveInt | None = None,
+        prototypes: SeveralInt | None = None,
         projector_hidden: PositiveInt = 2048,
         projector_out: PositiveInt = 128,
         queue: NonNegativeInt = 0,
@@ -81,10 +81,15 @@ class SwAV(Module):
         if self.queues:
             queue: Any = self.queues[which]
             if self.step >= self.queue_start * self.scheduled_steps:
-                part = queue.rows[dist.get_rank() :: world_size()] if world_size() > 1 else queue.rows
-                rows = torch.cat([part, rows])
+                rows = torch.cat([self.share_of(queue.rows), rows])
             queue.add(z.float())
         return sinkhorn(self.prototypes(rows), self.sinkhorn_temperature, self.sinkhorn_iterations)[-len(z) :]
+
+    @staticmethod
+    def share_of(rows: Tensor) -> Tensor:
+        """This process's part of rows that all have, as many as the others': sorting counts on it."""
+        world = world_size()
+        return rows if world == 1 else rows[: len(rows) // world * world][dist.get_rank() :: world]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         views = global_and_local(self, batch)

@@ -1,5 +1,7 @@
 """VICReg. Bardes et al. 2021, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning" (arXiv 2105.04906).
 
+Deviation: both views go through in one pass, as in SimCLR, so batch norms see them together; the authors' code takes one after the other.
+
 B pictures, D width of the embedding, E width of the projection.
 """
 
@@ -61,5 +63,5 @@ class VICReg(Module):
         parts = vicreg_parts(z0, z1)
         loss = sum(weight * part for weight, part in zip(self.weights, parts, strict=True))
         assert isinstance(loss, Tensor)
-        self.record(loss=loss, invariance=parts[0], variance=parts[1], covariance=parts[2], spread=spread(z0 - z0.mean(dim=0)))
+        self.record(loss=loss, invariance=parts[0], variance=parts[1], covariance=parts[2], spread=spread(z0))
         return loss

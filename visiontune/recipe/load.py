@@ -11,7 +11,7 @@ from visiontune.errors import UserError, counted, near
 from visiontune.recipe.problems import Problem, problems_of
 from visiontune.recipe.schema import TASKS, Recipe
 from visiontune.recipe.shipped import find_recipe
-from visiontune.recipe.yaml_lines import Lines, YamlError, read_value, read_yaml
+from visiontune.recipe.yaml_lines import Lines, MissingSpace, YamlError, read_value, read_yaml
 
 # Looks at one stage's raw settings for what types cannot say: missing folders, unknown backbones. (raw) -> [(dotted key, sentence)]
 Check = Callable[[dict[str, Any]], list[tuple[str, str]]]
@@ -129,7 +129,10 @@ def _parse_overrides(overrides: Sequence[str], problems: list[Problem]) -> list[
         if not equals or not key.strip():
             problems.append(Problem(text, "command line", "expected key=value, e.g. optim.lr=1e-3"))
             continue
-        sets.append((tuple(key.strip().split(".")), read_value(value)))
+        try:
+            sets.append((tuple(key.strip().split(".")), read_value(value)))
+        except MissingSpace as error:
+            problems.append(Problem(key.strip(), "command line", str(error).partition(": ")[2]))
     return sets
 
 
@@ -230,7 +233,8 @@ def _set(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
             inner = {}
         raw[key] = dict(inner)
         raw = raw[key]
-    raw[path[-1]] = value
+    # a section goes on top of what is there, as `extends` and stages do it
+    raw[path[-1]] = merge({path[-1]: raw.get(path[-1])}, {path[-1]: value})[path[-1]]
 
 
 def _problem(at: tuple[str, ...], key: str, sentence: str, lines: Lines) -> Problem:

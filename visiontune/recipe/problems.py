@@ -69,7 +69,7 @@ def _sentence(found: Any, model: type[BaseModel], path: tuple[str, ...]) -> str:
     if kind == "extra_forbidden":
         section = _model_at(model, [str(p) for p in found["loc"][:-1]])
         allowed = sorted(section.model_fields) if section else []
-        hint = near(path[-1], allowed) or _elsewhere(path[-1], model)
+        hint = near(path[-1], allowed) or _elsewhere(path, model)
         return f"unknown key{hint}; allowed here: {', '.join(allowed)}"
     if kind == "missing" and isinstance(found["loc"][-1], int):
         return f"got {got}; expected a longer list"
@@ -127,8 +127,11 @@ def _model_at(model: type[BaseModel], loc: list[str]) -> type[BaseModel] | None:
     return current[0] if current else None
 
 
-def _elsewhere(key: str, model: type[BaseModel]) -> str:
+def _elsewhere(path: tuple[str, ...], model: type[BaseModel]) -> str:
     """Where a known key belongs, if it stands in the wrong section."""
+    key = path[-1]
     homes = [f"{n}.{key}" for n, f in model.model_fields.items() for m in _models_in(f.annotation) if key in m.model_fields]
     homes += [key] if key in model.model_fields else []
+    if ".".join(path) in homes:  # of another method
+        return f"; it is an option of another {path[0]}"
     return f"; it belongs at {' or '.join(dict.fromkeys(homes))}" if homes else ""

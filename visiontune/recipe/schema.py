@@ -192,7 +192,8 @@ class Optim(Section):
     lr_scale: Literal["linear", "sqrt", "none"] = Field("none", description="how lr follows batch_size")
     weight_decay: NonNegativeFloat | None = Field(None, description="of weights with more than one dimension; default: the method's")
     weight_decay_end: NonNegativeFloat | None = Field(
-        None, description="what weight_decay comes to at the end, along half a cosine; default: the method's, else as it begins"
+        None,
+        description="what weight_decay comes to at the end, along half a cosine; default: the method's, with its own optimiser and decay",
     )
     betas: tuple[BelowOne, BelowOne] | None = Field(None, description="of adamw and adam; default: the method's")
     momentum: Fraction | None = Field(None, description="of sgd and lars; default: 0.9")

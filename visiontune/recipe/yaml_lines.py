@@ -14,6 +14,10 @@ class YamlError(Exception):
     """The text is no YAML, or has a key twice; the message begins with file and line."""
 
 
+class MissingSpace(YamlError):
+    """`{depth:2}`, which YAML takes for a key `depth:2` without a value."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema for booleans and floats."""
 
@@ -66,9 +70,14 @@ def read_value(text: str) -> Any:
 
     >>> read_value("1e-3"), read_value("no"), read_value("[0.2, 1]")
     (0.001, 'no', [0.2, 1])
+
+    Raises:
+        MissingSpace: for `{depth:2}`.
     """
     try:
         return read_yaml(text, "command line")[0] if text.strip() else ""
+    except MissingSpace:
+        raise
     except YamlError:
         return text
 
@@ -81,6 +90,9 @@ def _walk(node: yaml.Node, path: Path_, name: str, lines: Lines) -> None:
             if key.value in seen:
                 raise YamlError(f"{name}:{line}: the key {key.value!r} stands here a second time (first in line {seen[key.value]})")
             seen[key.value] = line
+            if node.flow_style and ":" in key.value and isinstance(value, yaml.ScalarNode) and not value.value and not value.style:
+                before, _, after = key.value.partition(":")
+                raise MissingSpace(f"{name}:{line}: got {{{key.value}}}; YAML wants a space behind the colon: {{{before}: {after}}}")
             lines[(*path, str(key.value))] = f"{name}:{line}"
             _walk(value, (*path, str(key.value)), name, lines)
     elif isinstance(node, yaml.SequenceNode):

@@ -197,7 +197,7 @@ To start from these weights: `backbone.weights={run.folder.name}` in a visiontun
 {scores}
 
 Trained on `{raw["data"]["train"]}`. The recipe is `recipe.yaml`, the machine `environment.json`, every number `metrics.csv`.
-The weights belong to whoever made this run; mind the licences of the pictures and of the weights that it started from.
+The weights belong to whoever made this run; mind the licences of the pictures, of the weights that it started from, and of a teacher's.
 
 ## How it was made
 {lines}
