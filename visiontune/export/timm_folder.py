@@ -86,7 +86,7 @@ def score_keys(labels: Labels, temperature: float, thresholds: Sequence[float]) 
     keys: dict[str, Any] = {} if labels == "single" else {"labels": labels}
     if temperature != 1.0:
         keys["temperature"] = round(float(temperature), 6)
-    return keys | ({"thresholds": [round(float(t), 6) for t in thresholds]} if len(thresholds) else {})
+    return keys | ({"thresholds": [float(t) for t in thresholds]} if len(thresholds) else {})
 
 
 def image_statistics(module: Any) -> tuple[list[float], list[float]]:
