@@ -5,6 +5,7 @@ import io
 import sys
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from visiontune.__main__ import main
@@ -59,9 +60,8 @@ def test_every_format_holds_the_same_paths_and_embeddings(tuned, mixed, tmp_path
         found = np.load(out)
         paths, vectors = found["paths"].tolist(), found["embeddings"]
     elif suffix == ".parquet":
-        pandas = pytest.importorskip("pandas")
-        table = pandas.read_parquet(out)
-        paths, vectors = table["path"].tolist(), np.stack(table["embedding"])
+        table = pyarrow.parquet.read_table(out)
+        paths, vectors = table["path"].to_pylist(), np.stack(table["embedding"].to_numpy(zero_copy_only=False))
     else:
         with out.open(newline="") as file:
             rows = list(csv.reader(file))
@@ -87,6 +87,6 @@ def test_an_unfinished_file_of_embeddings_has_not_its_name(tuned, mixed, tmp_pat
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(
-        UserError, match="--out: .parquet needs pyarrow; pip install 'visiontune\\[parquet\\]', or name a file that ends in .npz"
+        UserError, match="--out: .parquet needs pyarrow; pip install 'visiontune\\[tables\\]', or name a file that ends in .npz"
     ):
         write_embeddings(iter(()), tmp_path / "e.parquet")

@@ -134,5 +134,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("--out: .parquet needs pyarrow; pip install 'visiontune[parquet]', or name a file that ends in .npz") from error
+        raise UserError("--out: .parquet needs pyarrow; pip install 'visiontune[tables]', or name a file that ends in .npz") from error
     return pyarrow, pyarrow.parquet
