@@ -216,7 +216,7 @@ def _trace(graph: Graph, config: dict[str, Any], pictures: Tensor, opset: int, d
     assert program is not None
     proto = program.model_proto
     _clean(proto)
-    for name, value in {**facts(config, graph)}.items():
+    for name, value in facts(config, graph).items():
         proto.metadata_props.add(key=name, value=value)
     return proto
 
