@@ -61,6 +61,28 @@ def test_the_masked_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_
     assert text.partition(MARKS[0])[2].partition(MARKS[1])[0].strip() == table(read_rows())
 
 
+def test_the_page_on_using_runs_as_it_stands(tmp_path):
+    code = "\n".join(blocks("docs/use.md", "python"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "('daisy', 'rose', 'tulip') (160, 160)", done.stderr
+    assert [line.partition(" ")[0] for line in lines[1:7]] == [f"photos/{i}.jpg" for i in range(6)]
+    assert "web page" in lines[6]
+    assert lines[7:] == ["True", "True"]
+
+
+def test_the_verbs_of_the_page_on_using_have_the_options_that_it_names():
+    from visiontune.__main__ import VERBS
+
+    text = (ROOT / "docs/use.md").read_text()
+    for line in "\n".join(blocks("docs/use.md", "bash")).splitlines():
+        verb = re.search(r"python -m visiontune (\w+)", line)
+        assert verb is not None, line
+        assert verb[1] in VERBS, line
+    for option in set(re.findall(r"`?(--[a-z][a-z0-9-]+)", text)):
+        assert f'"{option}"' in (ROOT / "visiontune/__main__.py").read_text(), option
+
+
 def test_the_accuracies_of_the_masked_page_are_those_of_the_csv():
     text = (ROOT / "docs/masked.md").read_text()
     with (ROOT / "benchmarks/masked_cifar.csv").open(newline="") as file:

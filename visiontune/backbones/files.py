@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -13,16 +14,29 @@ from torch import Tensor
 from visiontune.errors import UserError, some
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+# Where a single file of weights holds what is config.json's in a folder.
+CONFIG_KEY = "config"
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The `config.json` beside exported weights (timm's format), or None."""
+    """The `config.json` inside a weights file or beside it (timm's format), or None."""
+    if path.suffix == ".safetensors" and (inside := _header(path).get(CONFIG_KEY)):
+        return json.loads(inside)
     folder = path if path.is_dir() else path.parent
     config = folder / "config.json"
     if not config.is_file():
         return None
     found = json.loads(config.read_text())
     return found if "architecture" in found else None
+
+
+def _header(path: Path) -> dict[str, str]:
+    """The words in a safetensors file; none in what cannot be read, which is told when its tensors are wanted."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        return {}
 
 
 def read_weights(path: str | Path) -> list[tuple[str, dict[str, Tensor]]]:

@@ -133,15 +133,22 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
     return report
 
 
-def rebuild(folder: Path) -> nn.Module:
-    """The network of an exported folder with its weights, its classifier if it has one, and the stem that plain timm cannot build."""
-    config = read_config(folder)
+def rebuild(path: Path) -> nn.Module:
+    """The network of an exported folder or file with its weights, its classifier if it has one, and the stem that plain timm cannot build.
+
+    Raises:
+        UserError: if the weights are not those of its config.
+    """
+    config = read_config(path)
     assert config is not None, "the caller looks for it"
     spec, classes = Spec.of(config), config.get("num_classes", 0)
-    if spec.stem == "timm":
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
-    model = create(spec.name, image_size=spec.image_size, channels=spec.channels, num_classes=classes, args=spec.args, stem=spec.stem)
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    try:
+        if path.is_dir() and spec.stem == "timm":
+            return timm.create_model(f"local-dir:{path}", pretrained=True)
+        model = create(spec.name, image_size=spec.image_size, channels=spec.channels, num_classes=classes, args=spec.args, stem=spec.stem)
+        model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors" if path.is_dir() else path))
+    except RuntimeError as error:
+        raise UserError(f"load: the tensors of {path} are not those of {spec.name}, which it says it is; export it again") from error
     return model
 
 

@@ -7,13 +7,15 @@ The files hold no time, path or name of the run: the same training gives the sam
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from visiontune.backbones import STEM_KEY, Spec
+
+Labels = Literal["single", "multi"]
 
 
 def save_timm_folder(
@@ -27,6 +29,9 @@ def save_timm_folder(
     class_names: Sequence[str] = (),
     without: Sequence[str] = (),
     reading: dict[str, Any] | None = None,
+    labels: Labels = "single",
+    temperature: float = 1.0,
+    thresholds: Sequence[float] = (),
 ) -> None:
     """Write `model.safetensors` and `config.json`.
 
@@ -39,6 +44,9 @@ def save_timm_folder(
         class_names: in the order of the outputs.
         without: prefixes of tensors to leave out (a classifier).
         reading: how pictures become uint8, where that is not the usual way.
+        labels: whether a picture has one label, or any number of them.
+        temperature: that logits are divided by before they become scores.
+        thresholds: of several labels, the score from which each is given; 0.5 without them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {
@@ -46,6 +54,7 @@ def save_timm_folder(
     }
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = timm_config(model, spec, mean, std, num_classes, class_names) | ({"reading": reading} if reading else {})
+    config |= score_keys(labels, temperature, thresholds)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -70,6 +79,14 @@ def timm_config(
     if class_names:
         config["label_names"] = list(class_names)
     return {k: v for k, v in config.items() if v not in (None, {})}
+
+
+def score_keys(labels: Labels, temperature: float, thresholds: Sequence[float]) -> dict[str, Any]:
+    """How logits become scores and labels, as `config.json` says it; what is usual is left out."""
+    keys: dict[str, Any] = {} if labels == "single" else {"labels": labels}
+    if temperature != 1.0:
+        keys["temperature"] = round(float(temperature), 6)
+    return keys | ({"thresholds": [float(t) for t in thresholds]} if len(thresholds) else {})
 
 
 def image_statistics(module: Any) -> tuple[list[float], list[float]]:
