@@ -1,6 +1,6 @@
 """Tables of pictures to batches, in this process or in workers.
 
-B pictures, V views.
+B pictures, V views, K classes.
 """
 
 import gc
@@ -19,8 +19,8 @@ from visiontune.data.parallel import available_cores
 from visiontune.data.read import read_bytes
 from visiontune.data.table import PictureTable
 
-# Views of each repeat, label, and path and cause of what was broken on the way.
-Item = tuple[list[list[np.ndarray]] | None, int, list[tuple[str, str]]]
+# Views of each repeat, label (a number, or a row of K zeros and ones), and path and cause of what was broken on the way.
+Item = tuple[list[list[np.ndarray]] | None, int | np.ndarray, list[tuple[str, str]]]
 # Replacements that are tried for a broken picture.
 TRIES = 20
 
@@ -67,7 +67,7 @@ class Pictures(Dataset):
                 broken.append((self.table.path(candidate), str(error)))
                 continue
             return views, self.table.label(candidate), broken
-        return None, -1, broken
+        return None, self.table.label(index), broken
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The picture itself, then those that replace it: drawn by its number, since neighbours in a folder often broke together."""
@@ -83,6 +83,8 @@ class Pictures(Dataset):
 def collate(items: list[Item]) -> dict[str, Any]:
     """Items to `{"images": V tensors (B, C, H, W) uint8, "labels": (B,) int64, "broken": [(path, cause), ...]}`.
 
+    Where a picture may have several labels, `labels` is `(B, K)` float32 of zeros and ones.
+
     The tensors are channels-last in memory, as decoded pictures are: nothing is copied for it.
     """
     return collate_repeats(items)[0]
@@ -92,15 +94,21 @@ def collate_repeats(items: list[Item]) -> list[dict[str, Any]]:
     """One such batch a repeat; what was broken is told with the first."""
     broken = [b for _, _, listed in items for b in listed]
     kept = [(repeats, label) for repeats, label, _ in items if repeats is not None]
+    labels = _labels([label for _, label in kept], like=items[0][1])
     if not kept:
-        return [{"images": [], "labels": torch.empty(0, dtype=torch.int64), "broken": broken}]
-    labels = torch.tensor([label for _, label in kept])
+        return [{"images": [], "labels": labels, "broken": broken}]
     by_repeat = [list(zip(*repeat, strict=True)) for repeat in zip(*(repeats for repeats, _ in kept), strict=True)]
     images = iter(_stacked([view for repeat in by_repeat for view in repeat]))
     return [
         {"images": [next(images) for _ in repeat], "labels": labels, "broken": broken if r == 0 else []}
         for r, repeat in enumerate(by_repeat)
     ]
+
+
+def _labels(labels: Sequence[int | np.ndarray], *, like: int | np.ndarray) -> torch.Tensor:
+    if isinstance(like, np.ndarray):
+        return torch.from_numpy(np.array(labels, dtype=np.float32).reshape(len(labels), len(like)))
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def _stacked(views: Sequence[Sequence[np.ndarray]]) -> list[torch.Tensor]:
