@@ -229,7 +229,8 @@ class Classifier(Module):
     @property
     def monitors(self) -> tuple[str, ...]:
         """What a run may call best by, first the usual one."""
-        return (*self.metrics.keys(keep_base=True), "loss")
+        usual = "macro_ap" if self.labels == "multi" else "top1"
+        return (usual, *(name for name in self.metrics.keys(keep_base=True) if name != usual), "loss")
 
     # ---------------------------------------------------------------- around the training
 
