@@ -84,17 +84,19 @@ def test_the_joint_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_p
     assert table(read_rows(ROOT / "benchmarks/joint_cifar.csv")) in (ROOT / "docs/joint.md").read_text()
 
 
-def test_the_classify_page_runs_as_it_stands_and_its_keys_are_a_recipes(tmp_path):
-    (code,) = blocks("docs/classify.md", "python")
+def test_the_tuning_of_the_classify_page_runs_as_it_stands_and_its_keys_are_a_recipes(tmp_path):
+    code = next(block for block in blocks("docs/classify.md", "python") if "Classifier(" in block)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     monitors = ["auroc", "exact", "loss", "macro_ap", "macro_f1", "micro_f1"]
     assert done.stdout == f"VisionTransformer (2, 4)\n{monitors}\n", done.stderr
-    (text,) = blocks("docs/classify.md", "yaml")
-    recipe, page = yaml.safe_load(text), (ROOT / "docs/classify.md").read_text()
-    single = parse_recipe(recipe).single
+    page = (ROOT / "docs/classify.md").read_text()
+    recipe = yaml.safe_load(blocks("docs/classify.md", "yaml")[0])
+    head = parse_recipe(recipe).single.head
     for key in set(re.findall(r"`head\.(\w+)", page)):
-        assert key in type(single.head).model_fields, key
-    for name in re.findall(r"^\| `([\w:]+)` \|", page, re.MULTILINE):
+        assert key in type(head).model_fields, key
+    ways = re.findall(r"^\| `([\w:]+)` \|", page.partition("| `tune` |")[2].partition("\n\n")[0], re.MULTILINE)
+    assert len(ways) == 5
+    for name in ways:
         parse_recipe(recipe | {"tune": name.replace("N", "2")})
 
 

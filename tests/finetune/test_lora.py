@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import timm
 import torch
@@ -6,7 +9,7 @@ from torch import nn
 from visiontune import Classifier
 from visiontune.backbones import create
 from visiontune.errors import UserError
-from visiontune.finetune import lora
+from visiontune.finetune import average, lora
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SWIN = {"patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
@@ -39,14 +42,14 @@ def test_the_first_forward_is_the_bases_and_every_adapter_learns(name):
             nn.init.ones_(norm.weight)  # Swin v2 begins with zeros, through which nothing learns at once
     x = torch.randn(2, 3, 32, 32)
     base = create(name, image_size=32, num_classes=3, args=FAMILIES[name]).eval()
-    merged = {n.replace("parametrizations.weight.original", "weight"): v for n, v in module.backbone.state_dict().items()}
-    base.load_state_dict({n: v for n, v in merged.items() if ".parametrizations." not in n})
+    under = {n.replace(".base", ".weight"): v for n, v in module.backbone.state_dict().items()}
+    base.load_state_dict({n: v for n, v in under.items() if ".lora_" not in n})
     assert torch.equal(module(x), base(x))
     step(module)
-    step(module)  # `a` has no gradient before `b` has left zero
-    adapters = [m for m in module.modules() if isinstance(m, lora.LowRank)]
+    step(module)
+    adapters = [m for m in module.modules() if isinstance(m, lora.LowRankLinear)]
     assert adapters
-    assert all(m.b.abs().sum() > 0 for m in adapters)  # also where a family uses the weight without calling the layer
+    assert all(m.lora_b.abs().sum() > 0 for m in adapters)  # also where a family uses the weight without calling the layer
     assert (module.eval()(x) - base(x)).abs().max() > 1e-4
 
 
@@ -64,13 +67,34 @@ def test_merged_it_is_timms_network_with_the_same_outputs(name):
     assert all(p.requires_grad for p in released.parameters())
 
 
+def test_an_average_with_adapters_is_merged_too_and_it_is_the_one_that_is_kept():
+    module = classifier("vit_tiny_patch16_224", ema=0.5)
+    step(module)
+    average.follow(module.average, module.backbone, 0.5)
+    x = torch.randn(2, 3, 32, 32)
+    expected = module.eval()(x)
+    assert not torch.allclose(expected, module.backbone.eval()(x))
+    released = module.release()
+    assert torch.allclose(released.eval()(x), expected, atol=1e-5)
+    assert type(released.blocks[0].attn.qkv) is nn.Linear
+    assert list(released.state_dict()) == list(create("vit_tiny_patch16_224", image_size=32, num_classes=3, args=SMALL).state_dict())
+
+
+def test_adapted_networks_can_be_copied_and_pickled():
+    network = classifier("vit_tiny_patch16_224").backbone.eval()
+    x = torch.randn(2, 3, 32, 32)
+    for again in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(again(x), network(x))
+
+
 def test_only_adapters_and_head_are_trained():
     module = classifier("vit_tiny_patch16_224")
     before = {k: v.clone() for k, v in module.state_dict().items()}
     step(module)
     changed = {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {n for n, p in module.named_parameters() if p.requires_grad and not n.endswith("0.a")}
-    layers = {n.split(".parametrizations")[0].split(".", 3)[-1] for n in changed if "parametrizations" in n}
+    # `a` has no gradient before `b` has left zero
+    assert changed == {n for n, p in module.named_parameters() if p.requires_grad and not n.endswith("lora_a")}
+    layers = {n.removesuffix(".lora_b").split(".", 3)[-1] for n in changed if "lora_b" in n}
     assert layers == {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
 
 
@@ -99,7 +123,7 @@ def test_weights_from_a_file_come_under_the_adapters(tmp_path):
     for module in (early, late):
         module.eval()
         assert torch.equal(module.represent(x), source.eval()(x))
-        assert sum(isinstance(m, lora.LowRank) for m in module.modules()) == 8
+        assert sum(isinstance(m, lora.LowRankLinear) for m in module.modules()) == 8
 
 
 def test_refused_where_there_is_nothing_to_adapt_or_the_rank_is_too_high():

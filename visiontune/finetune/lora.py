@@ -1,15 +1,14 @@
 """Low-rank adapters: `W + alpha / rank * B A` in place of the weights of attention and of the layers between. Hu et al. 2021 (arXiv
 2106.09685).
 
-They are torch parametrisations of the weight itself, not layers around it: timm's families use these weights in ways of their own (BEiT,
-EVA and Swin v2 read `qkv.weight` and never call `qkv`), and each of them meets the adapted one.
+The sum is the layer's `weight` itself, and not made in its forward: timm's families use these weights in ways of their own (BEiT, EVA and
+Swin v2 read `qkv.weight` and never call `qkv`), and each of them meets the adapted one.
 """
 
 import math
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from visiontune.errors import UserError
 
@@ -18,19 +17,44 @@ ATTENTION = ("qkv", "q", "kv", "k", "v", "q_proj", "k_proj", "v_proj", "proj", "
 BETWEEN = ("fc1", "fc2", "fc1_g", "fc1_x", "w1", "w2", "w3", "w12")
 
 
-class LowRank(nn.Module):
-    """The parametrisation of one weight `(out, in)`. `b` is zero at first, so that the weight is at first what it was."""
+class LowRankLinear(nn.Linear):
+    """A linear layer of weight `base + scale * lora_b @ lora_a`; made of a plain one by `adapt`, and turned into one by `merge`.
 
-    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
-        super().__init__()
-        out, width = weight.shape
-        self.scale = alpha / rank
-        self.a = nn.Parameter(weight.new_empty(rank, width))
-        self.b = nn.Parameter(weight.new_zeros(out, rank))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as the authors' code
+    (torch's parametrisations would do the same, but a copy of one shares its class, and loses its weight when the first is merged.)
+    """
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.scale * (self.b @ self.a)
+    base: nn.Parameter  # (out, in), frozen
+    lora_a: nn.Parameter  # (rank, in)
+    lora_b: nn.Parameter  # (out, rank); zero at first, so that the weight is at first what it was
+    scale: float
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.base + self.scale * (self.lora_b @ self.lora_a)
+
+
+def adapt(layer: nn.Linear, rank: int, alpha: float) -> list[nn.Parameter]:
+    """Turn a plain layer into an adapted one; its new parameters."""
+    base, bias = (layer._parameters.pop(name) for name in ("weight", "bias"))
+    assert base is not None
+    layer.__class__ = LowRankLinear
+    adapted: Any = layer
+    adapted.base, adapted.scale = base, alpha / rank
+    adapted.lora_a = nn.Parameter(base.new_empty(rank, layer.in_features))
+    adapted.lora_b = nn.Parameter(base.new_zeros(layer.out_features, rank))
+    nn.init.kaiming_uniform_(adapted.lora_a, a=math.sqrt(5))  # as the authors' code
+    layer.register_parameter("bias", bias)
+    return [adapted.lora_a, adapted.lora_b]
+
+
+def merge(layer: LowRankLinear) -> None:
+    """Turn an adapted layer into a plain one of the same weight."""
+    weight, bias = nn.Parameter(layer.weight.detach()), layer.bias
+    layer._parameters.clear()
+    del layer.scale
+    layer.__class__ = nn.Linear  # type: ignore[assignment]
+    layer.register_parameter("weight", weight)
+    layer.register_parameter("bias", bias)
 
 
 def adaptable(backbone: nn.Module) -> list[nn.Linear]:
@@ -59,17 +83,11 @@ def add_adapters(backbone: nn.Module, *, rank: int, alpha: float) -> list[nn.Par
         raise UserError(
             f"head.lora_rank: got {rank}, no less than the narrowest layer of {type(backbone).__name__}, {narrowest}; take less"
         )
-    added = []
-    for layer in layers:
-        low_rank = LowRank(layer.weight, rank, alpha)
-        parametrize.register_parametrization(layer, "weight", low_rank)
-        added += [low_rank.a, low_rank.b]
-    return added
+    return [parameter for layer in layers for parameter in adapt(layer, rank, alpha)]
 
 
 def merge_adapters(backbone: nn.Module) -> None:
     """Add the adapters to their weights and take them out: timm's module, with the same outputs."""
-    for layer in list(backbone.modules()):
-        added: Any = getattr(layer, "parametrizations", {})
-        if "weight" in added and isinstance(added["weight"][0], LowRank):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    for layer in backbone.modules():
+        if isinstance(layer, LowRankLinear):
+            merge(layer)
