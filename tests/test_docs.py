@@ -107,6 +107,22 @@ def test_the_joint_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_p
     assert table(read_rows(ROOT / "benchmarks/joint_cifar.csv")) in (ROOT / "docs/joint.md").read_text()
 
 
+def test_the_tuning_of_the_classify_page_runs_as_it_stands_and_its_keys_are_a_recipes(tmp_path):
+    code = next(block for block in blocks("docs/classify.md", "python") if "Classifier(" in block)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    monitors = ["auroc", "exact", "loss", "macro_ap", "macro_f1", "micro_f1"]
+    assert done.stdout == f"VisionTransformer (2, 4)\n{monitors}\n", done.stderr
+    page = (ROOT / "docs/classify.md").read_text()
+    recipe = yaml.safe_load(blocks("docs/classify.md", "yaml")[0])
+    head = parse_recipe(recipe).single.head
+    for key in set(re.findall(r"`head\.(\w+)", page)):
+        assert key in type(head).model_fields, key
+    ways = re.findall(r"^\| `([\w:]+)` \|", page.partition("| `tune` |")[2].partition("\n\n")[0], re.MULTILINE)
+    assert len(ways) == 5
+    for name in ways:
+        parse_recipe(recipe | {"tune": name.replace("N", "2")})
+
+
 def test_commands_in_the_pages_name_recipes_that_exist():
     for page in ("docs/masked.md", "docs/data.md"):
         for name in re.findall(r"visiontune\.fit ([\w/]+)", "\n".join(blocks(page, "bash"))):

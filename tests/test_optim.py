@@ -1,7 +1,9 @@
 import itertools
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from visiontune import optim
@@ -81,3 +83,33 @@ def test_lars_keeps_its_trust_ratio_without_weight_decay():
     layer(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     assert (layer.weight.detach() - before).norm().item() == pytest.approx(float(6.4 * 0.001 * before.norm()), rel=1e-4)
+
+
+FAMILIES = {
+    "vit_tiny_patch16_224": {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 32},
+    "resnet18": {},
+    "convnext_atto": {"patch_size": 2, "dims": [8, 16, 16, 32]},
+    "swin_tiny_patch4_window7_224": {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 8, "num_heads": [1, 2, 2, 2]},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_layer_decay_is_timms_in_few_groups(name):
+    model = timm.create_model(name, num_classes=3, **FAMILIES[name])
+    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    theirs = param_groups_layer_decay(model, weight_decay=0.05, no_weight_decay_list=skip, layer_decay=0.7)
+    expected = {id(p): (g["lr_scale"], g["weight_decay"]) for g in theirs for p in g["params"]}
+    ours = optim.parameter_groups(model, weight_decay=0.05, lr=1.0, backbone=model, layer_decay=0.7)
+    found = {id(p): (g["lr"], g["weight_decay"]) for g in ours for p in g["params"]}
+    assert found.keys() == expected.keys()
+    for n, p in model.named_parameters():
+        assert found[id(p)] == pytest.approx(expected[id(p)]), n
+    assert len(ours) <= len(theirs) <= 2 * (len(set(optim.layer_order(model).values())))
+
+
+def test_those_that_join_late_have_groups_and_a_warm_up_of_their_own():
+    body, head = nn.Linear(3, 3), nn.Linear(3, 2)
+    groups = optim.parameter_groups(nn.Sequential(body, head), weight_decay=0.1, lr=1.0, late=body.parameters())
+    assert [(g["late"], len(g["params"])) for g in groups] == [(True, 1), (True, 1), (False, 1), (False, 1)]
+    factor = optim.cosine_with_warmup(100, 10, 0.0, start=20)
+    assert [round(factor(s), 3) for s in (0, 20, 27, 28, 64, 99)] == [0.125, 0.125, 1.0, 1.0, 0.5, 0.0]

@@ -124,12 +124,16 @@ def result_of(
         taught = f", taught by {_origin(teacher)}" if (teacher := getattr(recipe.method, "teacher", None)) else ""
         result["what"] = f"{recipe.method.name} pretraining of {recipe.backbone.name} from {origin}{taught}, {epochs}"
     else:
-        tuned = "classifier" if recipe.tune == "head" else "fine-tuning"
+        tuned = "classifier" if recipe.tune == "head" else "fine-tuning" if recipe.tune == "full" else f"fine-tuning ({recipe.tune})"
         result["what"] = f"{tuned} on {counted(len(tables.train), 'label')}, {recipe.backbone.name} from {origin}, {epochs}"
     if checkpoints.best is not None:
         # The best epoch was chosen on the pictures that it is judged on: the last epoch's score stands beside it.
-        result |= {"top1": checkpoints.best, "top1_last": checkpoints.latest["val/top1"]}
+        result |= {name.removeprefix("val/"): value for name, value in checkpoints.best_metrics.items() if name != "val/loss"}
+        monitor = str(checkpoints.monitor).removeprefix("val/")
+        result |= {"monitor": monitor, f"{monitor}_last": checkpoints.latest[f"val/{monitor}"]}
         result |= {"best_step": checkpoints.best_step, "val_pictures": len(tables.val or ())}
+    if checkpoints.stopped is not None:
+        result["stopped_early"] = checkpoints.stopped
     if probe is not None:
         result |= probe.latest | {f"{k}_start": v for k, v in probe.start.items()}
     if watch is not None:

@@ -122,8 +122,11 @@ def announce(run: "Run") -> None:
         print(f"run folder: {run.folder}", flush=True)
 
 
-def fit(run: "Run", prepared: "Prepared") -> int:
-    """Train one prepared recipe in its run folder, export the weights, write the report."""
+def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
+    """Train one prepared recipe in its run folder, export the weights, write the report.
+
+    Where memory is too short for its first steps it begins again, with smaller batches.
+    """
     import lightning as L
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -152,7 +155,8 @@ def fit(run: "Run", prepared: "Prepared") -> int:
         run.last.parent,
         steps_per_epoch=steps,
         minutes=recipe.checkpoint_minutes,
-        monitor="val/top1" if recipe.task == "classify" else None,
+        monitor=f"val/{recipe.monitor}" if recipe.task == "classify" else None,
+        patience=recipe.patience if recipe.task == "classify" else None,
         pictures=tables.train.fingerprint(),
         say=run.say,
     )
@@ -180,17 +184,26 @@ def fit(run: "Run", prepared: "Prepared") -> int:
     run.save_environment(environment())
     if resumed:
         run.say(f"resumed from {run.last}")
-    elif began:
+    elif began and not again:
         run.say("this run was stopped before its first checkpoint: it begins anew")
-    elif trainer.is_global_zero:
+    elif not began and trainer.is_global_zero:
         figures.picture_rows(first_pictures(data, 8, clean=False), run.pictures / "views.png")
+    smaller = None
     try:
         trainer.fit(module, data, ckpt_path=str(run.last) if resumed else None)
     except SystemExit as stop:  # what Lightning makes of SIGTERM, and of Ctrl-C
         run.say(f"go on with it by: python -m visiontune.fit --resume {run.folder}")
         return 143 if isinstance(stop, SIGTERMException) else 130
+    except RuntimeError as error:
+        if not build.is_out_of_memory(error):
+            raise
+        smaller = build.with_smaller_batches(recipe, module, trainer, run.folder, steps=trainer.global_step - checkpoints.first_step)
     finally:
         data.close()
+    if smaller is not None:
+        run.say(smaller.words)
+        build.free_memory()
+        return fit(run, build.prepare(smaller.recipe, resumed=run.last.is_file()), again=True)
     if not trainer.is_global_zero:
         return 0
 

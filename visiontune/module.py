@@ -171,14 +171,18 @@ class Module(L.LightningModule):
         Raises:
             UserError: after `release`, when what a method needs in the backbone is gone.
         """
-        if self._released:
-            raise UserError(f"{type(self).__name__}: release() has given its backbone back; make a new one to train on")
+        self.check_unreleased()
         if isinstance(batch, Tensor):
             return [self.normalize(batch)]
         if all(isinstance(x, Tensor) and x.ndim == 4 for x in batch):
             return [self.normalize(x) for x in batch]
         first = batch[0]
         return [self.normalize(first)] if isinstance(first, Tensor) else [self.normalize(x) for x in first]
+
+    def check_unreleased(self) -> None:
+        """What a method needs in the backbone is gone after `release`."""
+        if self._released:
+            raise UserError(f"{type(self).__name__}: release() has given its backbone back; make a new one to train on")
 
     @property
     def kept(self) -> nn.Module:
@@ -237,6 +241,10 @@ class Module(L.LightningModule):
         """Statistics of batch norms over all processes, by timm's function: torch's drops the activation inside BatchNormAct2d."""
         convert_sync_batchnorm(self)
 
+    def load_backbone(self, path: str, *, partial: bool = False) -> backbones.LoadReport:
+        """Weights from a file or folder, whole or not at all; what matched and what did not."""
+        return backbones.load_weights(self.backbone, path, partial=partial)
+
     def load_rest(self, path: str) -> list[str]:
         """Load what else of this method a weights file holds (a decoder, say); in words what came of it."""
         notes = backbones.load_beside(self, path)
@@ -280,6 +288,7 @@ class Module(L.LightningModule):
     def configure_optimizers(self) -> Any:
         total = self.scheduled_steps = self.total_steps or int(self.trainer.estimated_stepping_batches)
         warmup = total // 10 if self.warmup_steps is None else self.warmup_steps
+        late, start = self.late_parameters()
         groups = optim.parameter_groups(
             self,
             weight_decay=self.weight_decay,
@@ -287,6 +296,7 @@ class Module(L.LightningModule):
             backbone=self.backbone,
             layer_decay=self.layer_decay,
             steady=self.steady_parameters(),
+            late=late,
         )
         # A fused optimiser unscales fp16 gradients itself, after clipping: there it would clip the scaled ones.
         fp16_clipped = self.clip is not None and str(self.trainer.precision).startswith("16")
@@ -296,12 +306,18 @@ class Module(L.LightningModule):
             self.optimizer_name, groups, lr=self.lr, betas=self.betas, momentum=self.momentum, fused=not (fp16_clipped or lightning_clips)
         )
         falling, steady = (optim.cosine_with_warmup(total, warmup, end) for end in (self.min_lr_factor, 1.0))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [steady if g["steady"] else falling for g in groups])
+        joining = optim.cosine_with_warmup(total, warmup, self.min_lr_factor, start=start)
+        factors = [steady if g["steady"] else joining if g["late"] else falling for g in groups]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def steady_parameters(self) -> Iterable[nn.Parameter]:
         """Those whose learning rate does not fall."""
         return ()
+
+    def late_parameters(self) -> tuple[Iterable[nn.Parameter], int]:
+        """Those that are trained only from a step on, and that step: their warm-up begins there."""
+        return (), 0
 
     @property
     def step(self) -> int:
@@ -309,11 +325,14 @@ class Module(L.LightningModule):
         return self._trainer.global_step if self._trainer is not None else 0
 
     def on_fit_start(self) -> None:
-        if self.teacher is None:
-            return
+        if self.teacher is not None:
+            self.check_averaging(f"the teacher of {type(self).__name__}")
+
+    def check_averaging(self, what: str) -> None:
+        """Raises UserError for a precision or strategy in which an average of weights cannot follow them."""
         if self.trainer.precision in ("bf16-true", "16-true") or "FSDP" in type(self.trainer.strategy).__name__:
             raise UserError(
-                f"trainer: the teacher of {type(self).__name__} follows the student by less than half precision can add up, and as whole "
+                f"trainer: {what} follows the trained weights by less than half precision can add up, and as whole "
                 f"tensors; got precision {self.trainer.precision} and {type(self.trainer.strategy).__name__}; take bf16-mixed or 32-true, "
                 "and ddp"
             )

@@ -13,20 +13,25 @@ from visiontune.errors import UserError, near
 OPTIMISERS = ("adamw", "adam", "sgd", "lars")
 
 
-def cosine_with_warmup(total_steps: int, warmup_steps: int = 0, min_factor: float = 0.0) -> Callable[[int], float]:
+def cosine_with_warmup(total_steps: int, warmup_steps: int = 0, min_factor: float = 0.0, start: int = 0) -> Callable[[int], float]:
     """Factor of the learning rate at each step: linear from near 0 to 1 over the warm-up, then half a cosine to `min_factor`.
 
-    A function of the step alone, so a resumed run needs no other state.
+    A function of the step alone, so a resumed run needs no other state. The warm-up begins at step `start` and is as much shorter as what
+    is left of the steps.
 
     >>> factor = cosine_with_warmup(100, warmup_steps=10)
     >>> [round(factor(s), 3) for s in (0, 9, 10, 55, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
 
+    left = max(1, total_steps - start)
+    warmup = warmup_steps if start == 0 else round(warmup_steps * left / total_steps)
+
     def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        step = max(0, step - start)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, left - warmup))
         return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
@@ -71,13 +76,14 @@ def parameter_groups(
     backbone: nn.Module | None = None,
     layer_decay: float | None = None,
     steady: Iterable[nn.Parameter] = (),
+    late: Iterable[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
     """Few, merged groups: with and without weight decay, and with `layer_decay` one pair for each depth of the backbone.
 
     One-dimensional parameters (biases, norms) and what the backbone names in timm's `no_weight_decay` (position embeddings,
     tokens) are not decayed. With layer decay the learning rate of depth `d` of `L` is `lr * layer_decay ** (L - d)`; everything
     outside the backbone has the full one. Source: BEiT (arXiv 2106.08254), section 3.2; MAE, appendix A. Groups of `steady`
-    parameters are marked so: their learning rate is not to fall.
+    parameters are marked so: their learning rate is not to fall. Likewise those of `late` ones, which are trained from a later step on.
 
     Raises:
         UserError: if no parameter requires a gradient.
@@ -93,16 +99,17 @@ def parameter_groups(
         depth = {id(p): order[n] for n, p in backbone.named_parameters()}
         deepest = max(order.values())
 
-    even = {id(p) for p in steady}
-    groups: dict[tuple[float, float, bool, bool], dict[str, Any]] = {}
+    even, joining = {id(p) for p in steady}, {id(p) for p in late}
+    groups: dict[tuple[float, float, bool, bool, bool], dict[str, Any]] = {}
     for parameter in module.parameters():
         if not parameter.requires_grad:
             continue
         adapt = parameter.ndim > 1 and id(parameter) not in undecayed
         decay = weight_decay if adapt else 0.0
         scale = layer_decay ** (deepest - depth[id(parameter)]) if layer_decay and id(parameter) in depth else 1.0
-        key = (decay, scale, adapt, id(parameter) in even)
-        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr": lr * scale, "adapt": adapt, "steady": key[3]})
+        key = (decay, scale, adapt, id(parameter) in even, id(parameter) in joining)
+        marks = {"adapt": adapt, "steady": key[3], "late": key[4]}
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr": lr * scale, **marks})
         group["params"].append(parameter)
     if not groups:
         raise UserError("optim: nothing to train, every parameter is frozen")

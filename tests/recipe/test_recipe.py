@@ -159,6 +159,18 @@ def test_the_json_schema_accepts_what_the_loader_accepts_and_refuses_what_it_ref
             parse_recipe(dict(bad))
 
 
+def test_the_json_schema_knows_the_ways_to_tune():
+    validator = jsonschema.Draft202012Validator(json.loads(json.dumps(json_schema())))
+    recipe = {"task": "classify", "backbone": {"name": "resnet18"}, "data": {"train": "x", "val": "y"}}
+    for tune, right in (("last:12", True), ("lora", True), ("head_then_full", True), ("last", False), ("last:0", False), ("all", False)):
+        assert validator.is_valid(recipe | {"tune": tune}) == right
+        if right:
+            assert parse_recipe(recipe | {"tune": tune}).single.tune == tune
+        else:
+            with pytest.raises(RecipeError, match="tune: got"):
+                parse_recipe(recipe | {"tune": tune})
+
+
 def test_options_come_from_the_class_that_will_get_them():
     import importlib
     import inspect

@@ -6,6 +6,7 @@ module and a Trainer.
 
 from dataclasses import dataclass
 
+from visiontune.build.memory import free_memory, is_out_of_memory, with_smaller_batches
 from visiontune.build.modules import compile_blocks, make_module, weights_path
 from visiontune.build.numbers import auto_precision, derive
 from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_data, reading_of, some_pictures, views_of
@@ -15,9 +16,9 @@ from visiontune.module import Module
 from visiontune.recipe import Recipe
 
 __all__ = [
-    "Prepared", "Tables", "auto_precision", "check_split", "clean_loader", "compile_blocks", "derive", "find_pictures", "make_data",
-    "make_module", "make_trainer", "prepare", "processes_here", "reading_of", "rehearse", "some_pictures", "sync_batch_norms",
-    "tensorboard", "views_of", "weights_path",
+    "Prepared", "Tables", "auto_precision", "check_split", "clean_loader", "compile_blocks", "derive", "find_pictures", "free_memory",
+    "is_out_of_memory", "make_data", "make_module", "make_trainer", "prepare", "processes_here", "reading_of", "rehearse", "some_pictures",
+    "sync_batch_norms", "tensorboard", "views_of", "weights_path", "with_smaller_batches",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from visiontune import backbones
 from visiontune.build.pictures import Tables, estimate_statistics, picture_size
-from visiontune.errors import UserError, counted
+from visiontune.errors import UserError, counted, near
 from visiontune.module import Module
-from visiontune.recipe import PretrainRecipe, Recipe
+from visiontune.recipe import ClassifyRecipe, PretrainRecipe, Recipe
 from visiontune.recipe.schema import is_path, options_of
 from visiontune.run import Run
 
@@ -66,8 +67,10 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     if isinstance(recipe, PretrainRecipe):
         own = recipe.method.model_dump(exclude={"name"})
     else:
-        own = recipe.head.model_dump(exclude={"name"})
-        own |= {"tune": recipe.tune, "num_classes": len(tables.train.classes), "class_names": tables.train.classes}
+        train = tables.train
+        own = recipe.head.model_dump(exclude={"name"}) | {"tune": recipe.tune}
+        own |= {"num_classes": len(train.classes), "class_names": train.classes, "labels": "single" if train.targets is None else "multi"}
+        own |= {"class_counts": train.class_counts().tolist(), "pictures": len(train)}
 
     module: Module
     config, report = None, None
@@ -75,9 +78,11 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         config = backbones.read_config(Path(b.weights))
     module = cls(b.name, **own, **common)
     if is_path(b.weights) and not resumed:
-        report = backbones.load_weights(module.backbone, b.weights, partial=b.partial)
+        report = module.load_backbone(b.weights, partial=b.partial)
     notes = report.lines() + module.load_rest(b.weights) if report else []
     notes.append(_set_statistics(module, recipe, tables, config, report, resumed=resumed))
+    if isinstance(recipe, ClassifyRecipe):
+        _choose_monitor(recipe, module)
     notes += module.notes
     if module.spec.stem != "timm" and module.face.strides:
         strides = ", ".join(map(str, module.face.strides))
@@ -95,6 +100,18 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         blocks = sum(compile_blocks(encoder) for encoder in module.encoders)
         notes.append(f"compiled {counted(blocks, 'block')} of the backbone one by one")
     return module, notes
+
+
+def _choose_monitor(recipe: ClassifyRecipe, module: Any) -> None:
+    """Fill in what the best weights are kept by.
+
+    Raises:
+        UserError: for a name that is no validation metric of this run.
+    """
+    monitors: Sequence[str] = module.monitors
+    recipe.monitor = (recipe.monitor or monitors[0]).removeprefix("val/")
+    if recipe.monitor not in monitors:
+        raise UserError(f"monitor: got {recipe.monitor!r}; allowed here: {', '.join(monitors)}{near(recipe.monitor, monitors)}")
 
 
 def _room(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
-from visiontune.recipe import Recipe
+from visiontune.recipe import ClassifyRecipe, Recipe
 
 
 def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
@@ -22,7 +22,7 @@ def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], l
         return _trainer(
             accelerator=t.accelerator,
             devices=t.devices,
-            strategy=t.strategy,
+            strategy=_strategy(recipe),
             num_nodes=t.num_nodes,
             precision=t.precision,
             max_epochs=recipe.epochs,
@@ -38,6 +38,14 @@ def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], l
             callbacks=callbacks,
             logger=loggers,
         )
+
+
+def _strategy(recipe: Recipe) -> str:
+    """DDP waits for a gradient of every parameter, unless it is told that some steps have none."""
+    strategy, processes = recipe.trainer.strategy, processes_here(recipe) * recipe.trainer.num_nodes
+    if isinstance(recipe, ClassifyRecipe) and recipe.tune == "head_then_full" and processes > 1 and strategy in ("auto", "ddp"):
+        return "ddp_find_unused_parameters_true"
+    return strategy
 
 
 def processes_here(recipe: Recipe) -> int:

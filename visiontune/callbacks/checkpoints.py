@@ -4,6 +4,7 @@ Three parts make that exact: the position is the number of optimiser steps (the 
 from it), every random generator is seeded anew from (seed, step, rank) before each batch, and everything else is in the checkpoint.
 """
 
+import math
 import os
 import random
 import time
@@ -17,7 +18,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from visiontune.errors import UserError
+from visiontune.errors import UserError, counted
+from visiontune.metrics import higher_is_better
 
 
 class Reseed(L.Callback):
@@ -37,43 +39,76 @@ class Reseed(L.Callback):
 class Checkpoints(Checkpoint):
     """`last.ckpt` at every epoch's end, at SIGTERM and every few minutes; `best.ckpt` where the monitored metric was best so far.
 
-    A file is written beside and renamed, so a kill leaves the old one whole. The best score travels in the checkpoint: a resumed run
-    never overwrites a better one.
+    A file is written beside and renamed, so a kill leaves the old one whole. The best score travels in both: a resumed run never
+    overwrites a better one, also where the kill came between the two files.
 
     Args:
         folder: where they go.
         steps_per_epoch: optimiser steps.
         minutes: between checkpoints within an epoch.
-        monitor: metric of which the highest is best; None keeps `last.ckpt` alone.
+        monitor: metric that the best is chosen by, the lowest of a loss and of `ece`, else the highest; None keeps `last.ckpt` alone.
+        patience: epochs without a better one after which the run ends; None: never.
         pictures: fingerprint of the training folder; a resumed run must find the same.
         say: where to tell.
 
     Attributes:
-        best: the best score so far.
+        best: the best score so far; `best_step` and `best_metrics`: optimiser steps and validation metrics then.
         latest: training and validation metrics at the end of the last epoch.
+        stopped: why the run ended before its last epoch, or None.
+        first_step: at which this process began.
     """
 
+    KEPT = ("best", "best_step", "best_metrics", "latest", "stopped", "pictures")
+
     def __init__(
-        self, folder: Path, *, steps_per_epoch: int, minutes: float, monitor: str | None, pictures: str, say: Callable[[str], None]
+        self,
+        folder: Path,
+        *,
+        steps_per_epoch: int,
+        minutes: float,
+        monitor: str | None,
+        patience: int | None = None,
+        pictures: str,
+        say: Callable[[str], None],
     ) -> None:
         self.folder, self.steps_per_epoch, self.seconds, self.monitor, self.say = folder, steps_per_epoch, minutes * 60, monitor, say
-        self.pictures = pictures
+        self.patience, self.pictures = patience, pictures
         self.best: float | None = None
         self.best_step = 0
+        self.best_metrics: dict[str, float] = {}
         self.latest: dict[str, float] = {}
+        self.stopped: str | None = None
+        self.first_step = 0
         self.ask_every = 10  # steps
         self._saved = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "latest": self.latest, "pictures": self.pictures}
+        return {name: getattr(self, name) for name in self.KEPT}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.best_step, self.latest = state_dict["best"], state_dict["best_step"], state_dict["latest"]
+        self.latest, self.stopped = state_dict["latest"], state_dict["stopped"]
+        self._take_best(state_dict)
+        if self.monitor and (self.folder / "best.ckpt").is_file():  # it may be of an epoch that `last.ckpt` does not know
+            saved = torch.load(self.folder / "best.ckpt", map_location="cpu", weights_only=True, mmap=True)
+            self._take_best(saved["callbacks"][self.state_key])
         if state_dict["pictures"] != self.pictures:
             raise UserError(
                 f"--resume: the training pictures have changed since the run began ({state_dict['pictures']}; now {self.pictures}), so its "
                 "order cannot go on. Bring the folder back to what it was, or start a new run from this one's backbone"
             )
+
+    def _is_better(self, score: float | None) -> bool:
+        if score is None or math.isnan(score):
+            return False
+        return self.best is None or (score > self.best if higher_is_better(str(self.monitor)) else score < self.best)
+
+    def _take_best(self, state: dict[str, Any]) -> None:
+        if self._is_better(state["best"]):
+            self.best, self.best_step, self.best_metrics = state["best"], state["best_step"], state["best_metrics"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first_step = trainer.global_step
+        trainer.should_stop = self.stopped is not None  # it had ended, and was killed before its weights were exported
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         # Lightning decides by a counter of its own when metrics are due; a skipped validation after a resume can put it off by one.
@@ -93,10 +128,25 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.latest |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
         score = self.latest.get(self.monitor) if self.monitor else None
-        if score is not None and (self.best is None or score > self.best):
+        if score is not None and self._is_better(score):
             self.best, self.best_step = score, trainer.global_step
+            self.best_metrics = {k: v for k, v in self.latest.items() if k.startswith("val/")}
             self._save(trainer, "best.ckpt")
+        self._stop_if_no_better(trainer)
         self._save(trainer, "last.ckpt")
+
+    def _stop_if_no_better(self, trainer: L.Trainer) -> None:
+        """From the steps alone: a resumed run ends where the unbroken one does."""
+        done, best = trainer.global_step // self.steps_per_epoch, self.best_step // self.steps_per_epoch
+        if self.patience is None or done - best < self.patience or done == trainer.max_epochs:
+            return
+        score = "none" if self.best is None else f"{self.best:.4g}"
+        self.stopped = (
+            f"stopped after epoch {done} of {trainer.max_epochs}: {self.monitor} has not got better than {score}, of epoch {best}, for "
+            f"{counted(done - best, 'epoch')} (patience {self.patience})"
+        )
+        self.say(self.stopped)
+        trainer.should_stop = True
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, SIGTERMException) and trainer.global_step > 0:

@@ -49,7 +49,7 @@ class Progress(L.Callback):
         epochs = self.total_steps // self.steps_per_epoch
         epoch = min(epochs, step // self.steps_per_epoch + 1)
         # reading a metric waits for the device: here it is once in ten seconds
-        shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("train/loss", "val/top1")}
+        shown = {k: float(v) for k, v in trainer.callback_metrics.items() if k in ("train/loss", "val/top1", "val/macro_ap")}
         metrics = "".join(f"  {k} {v:.4f}" for k, v in shown.items())
         self.say(
             f"epoch {epoch}/{epochs}  step {step}/{self.total_steps}{metrics}  {speed * self.batch_size:.0f} pictures/s  "

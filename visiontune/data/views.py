@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from visiontune.data import color
+from visiontune.data import color, policy
 from visiontune.data.decode import Box, Picture
 from visiontune.data.resize import by_fours
 from visiontune.data.user_transforms import Spec, UserTransforms
@@ -36,6 +36,8 @@ class View:
         blur_sigma: smallest and largest sigma of the blur, in pixels of a view of 224.
         solarize: probability of inverting bright pixels.
         solarize_threshold: from which brightness on, 0 to 255.
+        policy: `randaugment` (two) or `trivialaugment` (one of any strength): operations drawn from fourteen on colour and place; `none`.
+        magnitude: strength of `randaugment`, 0 to 30.
     """
 
     crop_scale: tuple[float, float] = (1.0, 1.0)
@@ -53,6 +55,8 @@ class View:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
     solarize_threshold: int = 128
+    policy: str = "none"
+    magnitude: float = 9.0
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,11 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _view(keys: dict[str, Any], base: View = View(), where: str = "") -> View:
     names = [f.name for f in fields(View)]
     if unknown := [k for k in keys if k not in names]:
-        allowed = names if where else [*names, "views", "second", "local", "albumentations"]
-        raise UserError(f"data.augment: unknown {where}{unknown[0]!r}; allowed: {', '.join(allowed)}{near(unknown[0], allowed)}")
+        known = names if where else [*names, "views", "second", "local", "albumentations"]
+        raise UserError(f"data.augment: unknown {where}{unknown[0]!r}; allowed: {', '.join(known)}{near(unknown[0], known)}")
+    if (chosen := keys.get("policy", "none")) not in policy.POLICIES:
+        allowed = policy.POLICIES
+        raise UserError(f"data.augment.{where}policy: got {chosen!r}; allowed: {', '.join(allowed)}{near(str(chosen), allowed)}")
     return replace(base, **{k: tuple(v) if isinstance(v, list) else v for k, v in keys.items()})
 
 
@@ -165,6 +172,8 @@ class Augment:
         if v.rotate:
             turn = cv2.getRotationMatrix2D((width / 2 - 0.5, height / 2 - 0.5), rng.uniform(-v.rotate, v.rotate), 1.0)
             x = by_fours(lambda y: cv2.warpAffine(y, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101), np.ascontiguousarray(x))
+        if v.policy != "none":
+            x = policy.apply(x, v.policy, v.magnitude, rng)
         x = _colour(x, v, rng)
         if v.blur and rng.random() < v.blur:
             x = color.blur(np.ascontiguousarray(x), rng.uniform(*v.blur_sigma) * max(height, width) / 224)

@@ -15,7 +15,7 @@ from visiontune.data.pipelines import PIPELINES
 
 PACKAGE = Path(__file__).parent.parent
 # Given by the recipe's other keys, not by the method's own section.
-ELSEWHERE = ("num_classes", "tune", "class_names")
+ELSEWHERE = ("num_classes", "labels", "tune", "class_counts", "pictures", "class_names")
 
 
 @dataclass(frozen=True)

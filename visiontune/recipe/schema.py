@@ -4,10 +4,12 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from visiontune.data.columns import TableSettings
+from visiontune.data.policy import POLICIES
 from visiontune.data.views import View
+from visiontune.finetune import ways
 from visiontune.ranges import Fraction, NonNegativeFloat, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
 from visiontune.recipe.options import methods, named_views, read_options
 
@@ -30,6 +32,14 @@ def _apart(pair: tuple[float, float]) -> tuple[float, float]:
 Ascending, Apart = AfterValidator(_ascending), AfterValidator(_apart)
 Byte = Annotated[int, Field(ge=0, le=255)]
 Size = PositiveInt | tuple[PositiveInt, PositiveInt]
+
+
+def _way(text: str) -> str:
+    ways.Way.of(text)
+    return text
+
+
+Tune = Annotated[str, AfterValidator(_way), WithJsonSchema({"type": "string", "pattern": ways.PATTERN, "examples": ["full", "last:2"]})]
 
 
 class Section(BaseModel):
@@ -63,6 +73,8 @@ def _view_fields() -> dict[str, Any]:
         "hue": Annotated[float, Field(ge=0, le=0.5)],
         "blur_sigma": Annotated[tuple[PositiveFloat, PositiveFloat], Ascending],
         "solarize_threshold": Annotated[int, Field(ge=0, le=255)],
+        "policy": Literal[POLICIES],
+        "magnitude": Annotated[float, Field(ge=0, le=30)],
     }
     meanings = _attribute_meanings(View.__doc__ or "")
     return {f.name: (ranged.get(f.name, Fraction) | None, Field(None, description=meanings.get(f.name))) for f in dataclasses.fields(View)}
@@ -273,9 +285,17 @@ class ClassifyRecipe(Common):
     """Teach a classifier on a backbone from labelled pictures."""
 
     task: Literal["classify"]
-    tune: Literal["full", "head"] = Field("full", description="full: everything; head: the classifier on the frozen backbone")
+    tune: Tune = Field(
+        "full",
+        description="full: everything; head: the classifier on the frozen backbone; head_then_full: one after the other; "
+        "last:N: the last N blocks; lora: low-rank adapters",
+    )
     head: Head = Field(default_factory=_head_model(), description="the classifier")
     data: LabelledData = Field(description="labelled pictures")
+    monitor: str | None = Field(
+        None, description="validation metric that the best weights are kept by; default: top1, with several labels a picture macro_ap"
+    )
+    patience: PositiveInt | None = Field(None, description="stop after this many epochs in which `monitor` got no better; default: never")
     optim: Optim = Field(default_factory=Optim, description="the optimiser")
 
 
