@@ -1,7 +1,7 @@
 """What types cannot say of a recipe, found before any data or GPU is touched: folders without pictures, unknown backbones."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def check_pictures(what: str, overrides: list[str], *, out: str | None, tiny: in
     Raises:
         UserError: if there is none, or for another key.
     """
-    data = _data_of(overrides)
+    data = data_of(overrides)
     # A file that is not there is one more broken picture here, not a reason to stop.
     table = list_pictures(what, key="check", labelled=None, settings=table_settings(data), max_broken=1.0)
     found = inspect(table, tiny=tiny, reading=Reading(data.channels, data.background, data.value_range), progress=progress(len(table)))
@@ -161,18 +161,33 @@ def check_pictures(what: str, overrides: list[str], *, out: str | None, tiny: in
     return 1 if found.broken else 0
 
 
-READ = ("channels", "value_range", "background", "root", "columns", "label_separator")
+# Keys of a recipe's `data` that say how pictures and tables are read, and what is said of them in a message.
+TABLE_KEYS = {"root": "data.root=FOLDER", "columns": "data.columns.label=NAME", "label_separator": "data.label_separator=,"}
+READ_KEYS = {
+    "channels": "data.channels=4",
+    "value_range": "data.value_range=[0,4095]",
+    "background": "data.background=[0,0,0]",
+} | TABLE_KEYS
 
 
-def _data_of(overrides: list[str]) -> LabelledData:
+def data_of(overrides: Sequence[str], *, verb: str = "check", keys: dict[str, str] = READ_KEYS) -> LabelledData:
+    """The `data` of a recipe with these settings alone.
+
+    Args:
+        overrides: `data.channels=4`.
+        verb: for messages.
+        keys: what may be set, with examples.
+
+    Raises:
+        UserError: for another key, or a value that it cannot have.
+    """
     settings: dict[str, Any] = {}
     for text in overrides:
         key, _, value = text.partition("=")
         section, _, name = key.partition(".")
         name, _, inner = name.partition(".")
-        if section != "data" or name not in READ:
-            allowed = "data.channels=4, data.value_range=[0,4095], data.background=[0,0,0], data.root=FOLDER, data.columns.label=NAME"
-            raise UserError(f"check: got {text!r}; of pictures are allowed: {allowed}")
+        if section != "data" or name not in keys:
+            raise UserError(f"{verb}: got {text!r}; of pictures are allowed: {', '.join(keys.values())}")
         got = read_value(value)
         settings[name] = settings.get(name, {}) | {inner: got} if inner else got
         try:

@@ -14,7 +14,7 @@ from visiontune.data.columns import Columns, TableSettings, find_columns, sectio
 from visiontune.data.missing import missing_files, none_there, rooted
 from visiontune.data.rows import Place, Source, open_source
 from visiontune.data.table import Members, PictureTable
-from visiontune.data.table_rows import Rows, parts_of, read_rows
+from visiontune.data.table_rows import Rows, one_part, parts_of, read_rows
 from visiontune.errors import UserError, some
 
 
@@ -26,6 +26,7 @@ def open_table(
     labelled: bool | None,
     several: bool | None = None,
     max_broken: float = 0.01,
+    part: str | None = None,
 ) -> PictureTable:
     """The pictures of a table in its order; where the recipe names a column of parts, those for training.
 
@@ -36,13 +37,16 @@ def open_table(
         labelled: read labels; None does so where there is a column of them.
         several: whether pictures may have several labels; None: as it looks.
         max_broken: share of files that may be missing; they are met as broken pictures later.
+        part: the rows of one part alone, by its own name in the column of parts.
 
     Raises:
         UserError: with all that is wrong.
     """
     rows = read_rows(path, settings, key, labelled)
     keep = np.arange(len(rows.paths))
-    if settings.split:
+    if part is not None:
+        keep = one_part(rows, part)
+    elif settings.split:
         keep = parts_of(rows, ("train",))["train"]
     elif rows.columns.split is not None and len(rows.split_names) > 1:
         column = rows.source.names[rows.columns.split]

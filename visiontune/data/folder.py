@@ -22,6 +22,7 @@ def list_pictures(
     settings: TableSettings = TableSettings(),  # noqa: B008 (frozen)
     several: bool | None = None,
     max_broken: float = 0.01,
+    part: str | None = None,
 ) -> PictureTable:
     """List a folder's pictures in an order that depends on names alone, so that the same tree gives the same order everywhere.
 
@@ -33,14 +34,16 @@ def list_pictures(
         key: the recipe's key, for error messages.
         labelled: take the first level of sub-folders as classes, in alphabetical order; of shards their `.cls` files; of a table its
             labels. None does so where every picture has a class, and where a table has labels.
-        settings, several, max_broken: of a table, see `annotations.open_table`.
+        settings, several, max_broken, part: of a table, see `annotations.open_table`.
 
     Raises:
-        UserError: if the folder is missing or holds no picture, or has no classes although `labelled`.
+        UserError: if the folder is missing or holds no picture, or has no classes although `labelled`; if a `part` of no table is wanted.
     """
     folder = str(sample_folder(str(root))) if str(root).startswith("sample:") else str(root)
     if is_table(folder):
-        return open_table(folder, settings, key=key, labelled=labelled, several=several, max_broken=max_broken)
+        return open_table(folder, settings, key=key, labelled=labelled, several=several, max_broken=max_broken, part=part)
+    if part is not None:
+        raise UserError(f"{key}: {folder} is no table, so it has no part {part!r}; give the folder of that part")
     if is_shards(folder):
         return open_shards(folder, key=key, labelled=labelled)
     if not os.path.isdir(folder):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from visiontune.data.cells import hashable
-from visiontune.data.columns import Columns, TableSettings, find_columns
+from visiontune.data.columns import Columns, TableSettings, find_columns, section_of
 from visiontune.data.rows import Place, Source, open_source
 from visiontune.errors import UserError, counted, some
 
@@ -144,3 +144,24 @@ def parts_of(rows: Rows, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
     told = f"{rows.key}: {file}: parts from column {column!r}: {listed}{left}"
     rows.columns = replace(rows.columns, notes=(*rows.columns.notes, told))
     return found
+
+
+def one_part(rows: Rows, part: str) -> np.ndarray:
+    """Rows of a part by its own name; how many goes into the notes.
+
+    Raises:
+        UserError: if there is no column of parts, or none of its rows has the name.
+    """
+    file = rows.source.path
+    if rows.columns.split is None:
+        there = some(rows.source.names, 20)
+        cure = f"name it with {section_of(rows.key)}.columns.split"
+        raise UserError(f"{rows.key}: {file} has no column that tells parts ({there}), of which {part!r} is wanted; {cure}")
+    column = rows.source.names[rows.columns.split]
+    keep = np.flatnonzero(np.isin(rows.splits, [i for i, name in enumerate(rows.split_names) if name.lower() in PARTS[part]]))
+    if not len(keep):
+        listed = some(rows.split_names)
+        raise UserError(f"{rows.key}: no row of {file} has one of {', '.join(PARTS[part])} in column {column!r}: it holds {listed}")
+    told = f"{rows.key}: {file}: {counted(len(keep), 'row', ',')} of {len(rows.paths):,}, those for {part} in column {column!r}"
+    rows.columns = replace(rows.columns, notes=(*rows.columns.notes, told))
+    return keep
