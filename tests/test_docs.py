@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 from visiontune.callbacks.embedding import SIGNS
 from visiontune.data.user_transforms import compose
 from visiontune.data.views import Views
+from visiontune.metrics import classification_metrics
 from visiontune.recipe import parse_recipe, shipped_recipes
 from visiontune.recipe.options import named_views
 
@@ -48,6 +49,15 @@ def test_the_watching_page_runs_as_it_stands_and_names_what_is_logged(tmp_path):
     assert done.stdout == "tensor(True) tensor(True)\n", done.stderr
     text = (ROOT / "docs/watching.md").read_text()
     assert all(f"`{sign.metric}`" in text for sign in SIGNS)
+
+
+def test_the_measuring_page_runs_as_it_stands_and_names_what_a_result_holds(tmp_path):
+    (code,) = blocks("docs/measuring.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "0.833 0.131 -> 0.0\n[Confusion(truth=0, label=1, pictures=1, share=0.5)]\n", done.stderr
+    text = (ROOT / "docs/measuring.md").read_text()
+    scores = [name for kind in ("single", "multi") for name in classification_metrics(6, kind)]
+    assert all(f"`{name}`" in text for name in scores)
 
 
 def test_the_masked_page_runs_as_it_stands_and_its_table_is_that_of_the_csv(tmp_path):

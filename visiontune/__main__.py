@@ -302,6 +302,31 @@ def _watched(items: Iterable[Item], total: int | None) -> Iterator[Item]:
         yield item
 
 
+def evaluate(argv: list[str]) -> int:
+    """judge a fine-tuned run on labelled pictures: numbers, classes, confusions, mistakes"""
+    parser = _parser("evaluate", evaluate)
+    parser.add_argument("run", metavar="RUN", help="a run folder, or what export wrote")
+    parser.add_argument("data", metavar="DATA", help="labelled pictures: class folders, shards or a table, as data.val of a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of a table: data.columns.label=NAME (default: as the run's recipe)"
+    )
+    parser.add_argument("--part", choices=["train", "val", "test"], help="of a table with a column that tells parts (default: all rows)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME OF DATA)")
+    parser.add_argument("--csv", metavar="OUT", help="file for the row of each picture (default: predictions.csv in the folder)")
+    parser.add_argument("--tta", action="store_true", help="mean scores of each picture and its mirror image; twice the time")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
+    args = parser.parse_intermixed_args(argv)
+    from visiontune.measure import evaluate as run
+    from visiontune.report.measured import words
+
+    if args.csv:
+        _writable(args.csv)
+    where = {"out": args.out, "csv": args.csv, "device": _device(args.device)}
+    result, folder, notes = run(args.run, args.data, tta=args.tta, overrides=args.overrides, part=args.part, progress=_progress, **where)
+    print("\n".join([*notes, words(folder, result), f"report: {folder.absolute() / 'report.html'}"]))
+    return 0
+
+
 def report(argv: list[str]) -> int:
     """write report.html and the model card of a finished run again"""
     parser = _parser("report", report)
@@ -324,7 +349,7 @@ def schema(argv: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "fit": fit, "list": list_, "show": show, "copy": copy, "check": check, "index": index, "shard": shard,
-    "predict": predict, "embed": embed, "export": export, "report": report, "schema": schema,
+    "predict": predict, "evaluate": evaluate, "embed": embed, "export": export, "report": report, "schema": schema,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from visiontune.data.decode import BrokenPicture, Picture, Reading
 from visiontune.data.read import read_bytes
 from visiontune.data.resize import resize
 from visiontune.data.views import CenterCrop
-from visiontune.errors import counted
+from visiontune.errors import UserError, counted
+from visiontune.evaluate.classification import Answers, confusions, fitted
 from visiontune.export import image_statistics, save_timm_folder
 from visiontune.finetune.classify import Classifier
+from visiontune.measure import BATCH, judge, write
 from visiontune.module import Module
 from visiontune.recipe import PretrainRecipe, Recipe
+from visiontune.report.measured import pair_words
 from visiontune.run import Run
 
 
@@ -81,16 +85,54 @@ def _stack(pictures: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
-def export_weights(module: Module, run: Run, checkpoint: Path, reading: Reading) -> None:
-    """`weights/backbone`, and `weights/model` where there is a head, from a checkpoint.
+def load_kept(module: Module, checkpoint: Path) -> Module:
+    """A fresh module with the weights of a checkpoint: the best by the validation metric, else the last.
 
     Args:
         module: a fresh one; the trained one may be in parts on several devices.
-        run: where they go.
-        checkpoint: the best by the validation metric, else the last.
-        reading: how its pictures became pixels, for whoever uses the weights.
+        checkpoint: of the same recipe.
     """
     module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    return module.eval()
+
+
+def measure_kept(module: Module, run: Run, data: PictureData, device: torch.device) -> tuple[Answers | None, dict[str, Any]]:
+    """The weights that are kept judge the validation pictures once more, and temperature or thresholds are chosen on them.
+
+    Returns:
+        The answers, and the numbers for `result.json`; nothing for a module without classes, and where no picture can be read.
+    """
+    if not isinstance(module, Classifier) or data.val is None:
+        return None, {}
+    assert isinstance(data.val_transform, CenterCrop)
+    batch = min(BATCH, data.batch_size)
+    try:
+        found = judge(
+            module.to(device).logits, data.val, module.class_names,
+            view=data.val_transform, reading=data.reading, workers=data.workers, batch_size=batch,
+        )  # fmt: skip
+    except UserError as error:  # no validation picture can be read: the run is worth keeping all the same
+        run.say(str(error))
+        return None, {}
+    module.cpu()
+    data.broken.note(found.broken)
+    found = replace(found, answers=fitted(found.answers))
+    scores = write(found, run.folder)
+    scores |= {"val_loss": scores.pop("cross_entropy"), "val_pictures": found.answers.N}
+    if found.answers.labels == "single" and (pairs := pair_words(confusions(found.answers), found.names)):
+        run.say(f"most confused: {pairs}")
+    return found.answers, scores
+
+
+def export_weights(module: Module, run: Run, reading: Reading, answers: Answers | None = None) -> None:
+    """`weights/backbone`, and `weights/model` where there is a head.
+
+    Args:
+        module: with the weights to keep.
+        run: where they go.
+        reading: how its pictures became pixels, for whoever uses the weights.
+        answers: to the validation pictures, with the temperature or the thresholds that were chosen on them.
+    """
     mean, std = image_statistics(module)
     backbone = module.release()
     heads: Any = backbone.pretrained_cfg.get("classifier") or ()
@@ -98,9 +140,11 @@ def export_weights(module: Module, run: Run, checkpoint: Path, reading: Reading)
     save_timm_folder(backbone, run.backbone, module.spec, mean=mean, std=std, reading=reading.unusual(), without=[f"{h}." for h in heads])
     if isinstance(module, Classifier):
         names = module.class_names
+        temperature, thresholds = (1.0, None) if answers is None else (answers.temperature, answers.thresholds)
         save_timm_folder(
-            backbone, run.model, module.spec, mean=mean, std=std, reading=reading.unusual(), num_classes=len(names), class_names=names
-        )
+            backbone, run.model, module.spec, mean=mean, std=std, reading=reading.unusual(), num_classes=len(names), class_names=names,
+            labels=module.labels, temperature=temperature, thresholds=() if thresholds is None else thresholds.tolist(),
+        )  # fmt: skip
 
 
 def result_of(

@@ -137,7 +137,7 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
     from visiontune.callbacks.pictures import Pictures
     from visiontune.callbacks.probe import Probe
     from visiontune.callbacks.progress import Cost, peak_memory_bytes, progress_callbacks
-    from visiontune.finish import export_weights, first_pictures, result_of, silence
+    from visiontune.finish import export_weights, first_pictures, load_kept, measure_kept, result_of, silence
     from visiontune.report import embedding, figures, page
     from visiontune.run import environment
 
@@ -208,10 +208,11 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
         return 0
 
     # ---------------------------------------------------------------- what it leaves
-    export_weights(
-        build.make_module(recipe, tables, resumed=True)[0], run, run.best if checkpoints.best is not None else run.last, data.reading
-    )
-    result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, watch, cost, peak_memory_bytes())
+    plain = recipe.model_copy(update={"compile": False})  # one look at the validation pictures is not worth compiling for
+    kept = load_kept(build.make_module(plain, tables, resumed=True)[0], run.best if checkpoints.best is not None else run.last)
+    answers, scores = measure_kept(kept, run, data, trainer.strategy.root_device)
+    export_weights(kept, run, data.reading, answers)
+    result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, watch, cost, peak_memory_bytes()) | scores
     data.broken.refresh()
     if data.broken.causes:
         result["broken_pictures"] = len(data.broken.causes)

@@ -9,14 +9,27 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import font_manager
 from torch import Tensor
+
+# matplotlib's own font has no Chinese, Japanese or Korean: class names in them are drawn where the system has one of these.
+EAST_ASIAN = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic")
+matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(f for f in EAST_ASIAN if f in font_manager.get_font_names())]
 
 # Metrics that are read together, in the order of their panels; the others follow with a panel of their own.
 PANELS = {
     "train/loss": "loss",
     "train/baseline": "loss",
+    "val/loss": "loss",
     "val/top1": "accuracy",
     "val/top5": "accuracy",
+    "val/balanced_accuracy": "accuracy",
+    "val/exact": "accuracy",
+    "val/macro_f1": "F1",
+    "val/micro_f1": "F1",
+    "val/auroc": "ranking",
+    "val/macro_ap": "ranking",
+    "val/ece": "calibration error",
     "knn_top1": "probe",
     "probe_top1": "probe",
     "embedding/rank": "embedding/rank",
@@ -27,6 +40,7 @@ PANELS = {
 }
 # Panels of numbers between 0 and 1: their whole range is shown, so that small changes look small.
 SHARES = ("spread", "teacher")
+PERCENT = ("probe", "accuracy", "F1", "ranking", "calibration error")
 INK, ACCENTS = "#333333", ("#1b6ca8", "#d1603d", "#3d8b5f", "#8a5ba6")
 
 
@@ -42,7 +56,7 @@ def picture_rows(rows: dict[str, Tensor], path: Path) -> None:
             axis.imshow(as_image(picture), interpolation="nearest")
         line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9, color=INK)
     figure.subplots_adjust(left=0.9 / (columns * side + 0.9), right=0.995, top=0.99, bottom=0.01, wspace=0.05, hspace=0.05)
-    _save(figure, path)
+    save(figure, path)
 
 
 def as_image(picture: Tensor) -> np.ndarray:
@@ -70,10 +84,10 @@ def curves(rows: list[dict[str, str]], path: Path, *, steps_per_epoch: int) -> l
         for name, colour in zip(members, ACCENTS, strict=False):
             points = [(int(r["step"]) / steps_per_epoch, float(r[name])) for r in rows if r.get(name)]
             x, y = zip(*points, strict=True)
-            percent = title in ("probe", "accuracy")
+            percent = title in PERCENT
             y = tuple(100 * v for v in y) if percent else y
             axis.plot(x, y, color=colour, marker="o" if len(x) < 30 else None, markersize=3, linewidth=1.4, label=name)
-        axis.set_title(f"{title}, %" if title in ("probe", "accuracy") else title, fontsize=10, color=INK)
+        axis.set_title(f"{title}, %" if title in PERCENT else title, fontsize=10, color=INK)
         if title in SHARES:
             axis.set_ylim(-0.03, 1.03)
         axis.set_xlabel("epoch", fontsize=9)
@@ -83,7 +97,7 @@ def curves(rows: list[dict[str, str]], path: Path, *, steps_per_epoch: int) -> l
         if len(members) > 1 or title in SHARES:
             axis.legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
     return names
 
 
@@ -98,7 +112,7 @@ def bars(values: dict[str, float], path: Path, *, label: str, error: float = 0.0
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=9)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def neighbours(images: list[np.ndarray], queries: np.ndarray, nearest: np.ndarray, cosines: np.ndarray, path: Path) -> None:
@@ -123,7 +137,7 @@ def neighbours(images: list[np.ndarray], queries: np.ndarray, nearest: np.ndarra
             axis.imshow(images[index], interpolation="nearest")
             axis.set_title(f"{c:.2f}", fontsize=8, color=INK, pad=2)
     figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / (1.35 * Q), bottom=0.01, wspace=0.05, hspace=0.2)
-    _save(figure, path)
+    save(figure, path)
 
 
 def picture_map(images: list[np.ndarray], places: np.ndarray, path: Path, *, title: str) -> None:
@@ -151,10 +165,11 @@ def picture_map(images: list[np.ndarray], places: np.ndarray, path: Path, *, tit
     axis.spines[:].set_color("#dddddd")
     axis.set_title(f"{title}; {len(drawn)} of {len(images)} pictures drawn, one a cell", fontsize=10, color=INK)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path, *, tight: bool = False) -> None:
+    """As PNG; `tight` cuts it to what was drawn."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata={"Software": None}, bbox_inches="tight" if tight else None, pad_inches=0.08)
     plt.close(figure)

@@ -1,6 +1,5 @@
 """`report.html`: one file with its pictures inside, opened offline. `README.md`: the model card."""
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,14 @@ import jinja2
 from visiontune.callbacks.metrics import read_metrics
 from visiontune.callbacks.progress import clock
 from visiontune.data.broken import count_causes, read_broken
-from visiontune.errors import UserError, counted
+from visiontune.errors import UserError, counted, readable
 from visiontune.recipe.yaml_lines import read_yaml
 from visiontune.report import figures
-from visiontune.run import Run
+from visiontune.report.measured import picture, sections, text_table
+from visiontune.report.numbers import NAMES, best_score, headlines, result_rows, score_rows, standard_error
+from visiontune.run import Run, environment
 
 PAGE = (Path(__file__).parent / "page.html").read_text()
-
-NAMES = {
-    "top1": "top-1 accuracy (best epoch)", "top1_last": "top-1 accuracy (last epoch)", "top5_last": "top-5 accuracy (last epoch)",
-    "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1",
-    "knn_top1_start": "k-NN top-1 before training", "probe_top1_start": "linear probe top-1 before training", "loss": "last training loss",
-    "loss_baseline": "the loss of one that predicts the mean", "val_loss": "validation loss",
-}  # fmt: skip
 
 PAINTED = (
     "The same eight training pictures and masks at every report. Where patches are normalised (norm_pixels), what is painted is given the "
@@ -59,43 +53,62 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     result = run.result
     rows = read_metrics(run.metrics_file)
     drawn = figures.curves(rows, run.pictures / "curves.png", steps_per_epoch=steps_per_epoch)
-    shown: list[dict[str, str]] = []
+    shown: list[dict[str, Any]] = []
     if drawn:
         told = " ".join(["From metrics.csv.", *(text for metric, text in TOLD.items() if metric in drawn)])
-        shown.append(_picture(run.pictures / "curves.png", "Curves", told))
+        shown.append(picture(run.pictures / "curves.png", "Curves", told))
+    shown += sections(run.folder, result)
     painted = sorted(run.pictures.glob("epoch_*.png"))
     for path in painted[:: max(1, len(painted) - 1)] if len(painted) > 1 else painted:
         epoch = int(path.stem.partition("_")[2])
-        shown.append(_picture(path, f"Pictures after epoch {epoch}", PAINTED))
+        shown.append(picture(path, f"Pictures after epoch {epoch}", PAINTED))
     for name, title, caption in (
         ("neighbours", "What lies next to what", NEIGHBOURS),
         ("map", "A map of the embedding", MAP),
         ("views", "What the network sees", "Training pictures, whole and as they were augmented."),
     ):
         if (path := run.pictures / f"{name}.png").exists():
-            shown.append(_picture(path, title, caption))
+            shown.append(picture(path, title, caption))
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
-    causes = read_broken(run.broken_file)
     text = page.render(
         title=f"{run.folder.name}: {result['task']}",
         lead=f"{result['what']}. {counted(result['images_seen'], 'picture', ',')} seen in {clock(result['seconds'])}.",
-        headline="; ".join(
-            f"{NAMES.get(k, k)} {100 * v:.1f} %"
-            for k, v in result.items()
-            if k in NAMES and "loss" not in k and "start" not in k and v is not None
-        ),
+        headline="; ".join(headlines(result)),
         warnings=result.get("warnings", []),
         table={"title": "Result", "columns": ["", "value"], "rows": result_rows(result), "texts": 1},
-        pictures=shown,
-        broken=causes[:100],
-        more_broken=max(0, len(causes) - 100),
-        broken_summary=f"{len(causes)}: {count_causes(cause for _, cause in causes)}",
+        sections=shown,
+        **_broken(read_broken(run.broken_file)),
         notes=notes,
         recipe=run.recipe_file.read_text(),
         machine=_machine_rows(machine),
     )
-    run.report_file.write_text(text)
+    run.report_file.write_text(readable(text))
     run.card_file.write_text(card(run, result, notes))
+
+
+def write_evaluation(folder: Path, result: dict[str, Any], broken: list[tuple[str, str]], notes: list[str]) -> None:
+    """`result.json` and `report.html` of an evaluation, from it and the tables and pictures in its folder."""
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    text = page.render(
+        title=f"{Path(result['model']).name} on {result['data']}",
+        lead=f"{result['what']}: {counted(result['pictures'], 'picture', ',')}.",
+        headline="; ".join(headlines(result)),
+        table={"title": "Result", "columns": ["", "value"], "rows": score_rows(result), "texts": 1},
+        sections=sections(folder, result),
+        **_broken(broken),
+        notes=notes,
+        machine=_machine_rows(environment()),
+    )
+    (folder / "report.html").write_text(readable(text))
+
+
+def _broken(causes: list[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "broken": causes[:100],
+        "more_broken": max(0, len(causes) - 100),
+        "broken_summary": f"{len(causes)}: {count_causes(cause for _, cause in causes)}",
+    }
 
 
 def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: str, machine: dict[str, Any]) -> None:
@@ -124,10 +137,10 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
             error=100 * standard_error(max(scores.values()) / 100, min(counts)),
         )
         caption = "Top-1 accuracy on the validation pictures; bars of error are one standard error of that many pictures."
-        shown.append(_picture(run.pictures / "stages.png", "Side by side", caption))
+        shown.append(picture(run.pictures / "stages.png", "Side by side", caption))
     for name in results:
         last = sorted((run.folder / name / "pictures").glob("epoch_*.png"))[-1:]
-        shown += [_picture(path, f"{name}: pictures at the end", "The same eight training pictures at every report.") for path in last]
+        shown += [picture(path, f"{name}: pictures at the end", "The same eight training pictures at every report.") for path in last]
     text = jinja2.Environment(autoescape=True).from_string(PAGE)
     columns = ["stage", "what", "result", "time", "pictures seen", "pictures/s"]
     page = text.render(
@@ -136,39 +149,11 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
         headline=headline,
         warnings=[f"{name}: {w}" for name, r in results.items() for w in r.get("warnings", [])],
         table={"title": "Stages", "columns": columns, "rows": rows, "texts": 3},
-        pictures=shown,
+        sections=shown,
         recipe=run.recipe_file.read_text(),
         machine=_machine_rows(machine),
     )
     run.report_file.write_text(page)
-
-
-def best_score(result: dict[str, Any]) -> tuple[str, float] | None:
-    """The one number to judge a stage by."""
-    for name in ("top1", "probe_top1", "knn_top1"):
-        if name in result:
-            return name, result[name]
-    return None
-
-
-def standard_error(share: float, n: int) -> float:
-    """Of a share counted on n pictures (binomial)."""
-    return (share * (1 - share) / n) ** 0.5
-
-
-def result_rows(result: dict[str, Any]) -> list[list[str]]:
-    rows = []
-    for key, value in result.items():
-        if key in NAMES and value is not None:
-            rows.append([NAMES[key], f"{value:.4f}" if "loss" in key else f"{100 * value:.2f} %"])
-    if "embedding_rank" in result:
-        ends = [f"{result[k]:.1f}" for k in ("embedding_rank_start", "embedding_rank") if k in result]
-        rows.append(["directions that the embedding uses (RankMe), start and end", " → ".join(ends)])
-    rows.append(["time", clock(result["seconds"])])
-    rows.append(["pictures seen", f"{result['images_seen']:,}"])
-    rows.append(["pictures a second, all included", f"{result['images_per_second']:.0f}"])
-    rows.append(["peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB"])
-    return rows
 
 
 def card(run: Run, result: dict[str, Any], notes: list[str]) -> str:
@@ -204,10 +189,6 @@ The weights belong to whoever made this run; mind the licences of the pictures, 
 """
 
 
-def _picture(path: Path, title: str, caption: str) -> dict[str, str]:
-    return {"title": title, "caption": caption, "data": base64.b64encode(path.read_bytes()).decode()}
-
-
 def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(k, str(v)) for k, v in machine.items() if k != "versions" and v]
     return [*rows, ("versions", ", ".join(f"{k} {v}" for k, v in machine.get("versions", {}).items()))]
@@ -215,7 +196,7 @@ def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
 
 def summary(result: dict[str, Any]) -> str:
     """One line for the end of a run."""
-    scores = [f"{NAMES[k]} {100 * v:.2f} %" for k, v in result.items() if k in NAMES and "loss" not in k and v is not None]
+    scores = headlines(result, digits=2)
     if "loss_baseline" in result:
         scores.append(f"loss {result['loss']:.4f}, where predicting the mean has {result['loss_baseline']:.4f}")
     return (
@@ -234,10 +215,7 @@ def compare_stages(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
         score = best_score(r)
         told = f"{NAMES[score[0]]} {100 * score[1]:.1f} %" if score else ""
         rows.append([name, told, clock(r["seconds"]), f"{r['images_seen']:,}", f"{r['images_per_second']:.0f}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = "\n".join(
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
-    )
+    table = text_table(rows, texts=2)
     tuned = {n: r for n, r in results.items() if "top1" in r}
     scratch = [n for n, r in tuned.items() if "random weights" in r["what"]]
     sentences = []
