@@ -3,6 +3,7 @@
 import argparse
 import fnmatch
 import json
+import re
 import shutil
 import sys
 import time
@@ -327,6 +328,43 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def probe(argv: list[str]) -> int:
+    """judge a backbone's embedding on labelled pictures, without tuning: k-NN, linear probe, few labels"""
+    parser = _parser("probe", probe)
+    parser.add_argument("backbone", metavar="BACKBONE", help="a timm name, a run folder or an exported folder")
+    parser.add_argument("data", metavar="DATA", help="labelled pictures, as data.train of a classify recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="more keys of a classify recipe, e.g. data.channels=4")
+    overrides, argv = _split_overrides(argv)
+    parser.add_argument("--val", default="0.2", metavar="DATA|SHARE", help="pictures to score on, or a share to set aside (default: 0.2)")
+    parser.add_argument("--weights", metavar="WEIGHTS", help="of a timm name: timm (default, fetched), random, a file or a run")
+    parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures (default: as the weights were made)")
+    parser.add_argument(
+        "--probes", nargs="+", default=["knn", "linear", "few"], metavar="PROBE", help="some of: knn linear few (default: all)"
+    )
+    parser.add_argument("--shots", nargs="+", type=int, default=[1, 5, 10], metavar="K", help="labels a class of `few` (default: 1 5 10)")
+    parser.add_argument("--fresh", action="store_true", help="embed again, whatever is kept in the cache folder")
+    parser.add_argument("--csv", metavar="OUT", help="file to write the scores to")
+    args = parser.parse_args(argv)
+    from visiontune import probe as room
+    from visiontune.finish import silence
+
+    silence()
+    if args.csv:
+        _writable(args.csv)
+    val = float(args.val) if args.val.replace(".", "", 1).isdigit() else args.val
+    scores = room.probe(
+        args.backbone, args.data, val=val, weights=args.weights, image_size=args.at, probes=args.probes, shots=args.shots,
+        overrides=[*args.overrides, *overrides], fresh=args.fresh,
+    )  # fmt: skip
+    if not scores:
+        return 1
+    print(f"\n{room.table_of(scores)}")
+    if args.csv:
+        about = {"backbone": args.backbone, "weights": args.weights or "", "data": args.data, "image_size": args.at or ""}
+        room.write_csv(scores, Path(args.csv), **about)
+    return 0
+
+
 def report(argv: list[str]) -> int:
     """write report.html and the model card of a finished run again"""
     parser = _parser("report", report)
@@ -349,7 +387,7 @@ def schema(argv: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "fit": fit, "list": list_, "show": show, "copy": copy, "check": check, "index": index, "shard": shard,
-    "predict": predict, "evaluate": evaluate, "embed": embed, "export": export, "report": report, "schema": schema,
+    "predict": predict, "evaluate": evaluate, "embed": embed, "probe": probe, "export": export, "report": report, "schema": schema,
 }  # fmt: skip
 
 
@@ -377,6 +415,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`
         sys.stderr.close()
         return 0
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """`key=value` words apart from the others, wherever they stand: after an option that takes a list they would join it."""
+    overrides = [word for word in argv if re.match(r"[a-z_][a-z_0-9.]*=", word)]
+    return overrides, [word for word in argv if word not in overrides]
 
 
 def _parser(name: str, verb: Callable[[list[str]], int]) -> argparse.ArgumentParser:

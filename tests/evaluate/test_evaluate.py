@@ -1,9 +1,12 @@
 import numpy as np
+import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from visiontune import SimCLR
 from visiontune.evaluate import embed_all, knn_predict, linear_probe
+from visiontune.evaluate.linear import STRENGTHS, held_out
 
 
 def clusters(n, seed=0, spread=0.6):
@@ -44,3 +47,21 @@ def test_embedding_a_folder_leaves_the_module_as_it_was():
     assert y.tolist() == [0, 1, 2, 3, 4, 5]
     assert [m.training for m in module.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_the_linear_probe_is_scikit_learns_at_the_strength_that_it_chose():
+    x, y = clusters(300, spread=2.0)
+    z, truth = clusters(200, seed=1, spread=2.0)
+    ours = linear_probe(x, y, z, truth)
+    assert ours.C in STRENGTHS
+    mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
+    theirs = LogisticRegression(C=ours.C, tol=1e-8, max_iter=10_000).fit((x - mean) / std, y)
+    assert ours.top1 == pytest.approx(theirs.score((z - mean) / std, truth), abs=0.006)  # one picture at the border
+    assert ours.logits.softmax(dim=1).numpy() == pytest.approx(theirs.predict_proba((z - mean) / std), abs=1e-3)
+
+
+def test_the_held_out_part_has_every_class_and_is_empty_where_one_has_a_single_picture():
+    y = torch.tensor([0] * 10 + [1] * 4 + [2] * 2)
+    assert held_out(y).tolist() == [0, 1, 10, 14]
+    assert len(held_out(torch.tensor([0, 0, 1]))) == 0
+    assert len(held_out(torch.tensor([0, 0]))) == 0

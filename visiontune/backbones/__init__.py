@@ -19,10 +19,10 @@ from visiontune.backbones.face import (
     undisturbed,
 )
 from visiontune.backbones.files import read_config, read_weights
-from visiontune.backbones.weights import LoadReport, load_beside, load_weights, rebuild
+from visiontune.backbones.weights import LoadReport, head_names, load_beside, load_weights, rebuild
 
 __all__ = [
     "STEM_KEY", "Face", "LoadReport", "Spec", "Stem", "any_size", "check_name", "create", "describe", "embed", "embed_and_tokens",
-    "features", "fitting_masked_methods", "has_attention", "is_plain_vit", "layer_order", "levels", "load_beside", "load_weights",
-    "mean_of_patches", "reached", "read_config", "read_weights", "rebuild", "spec_of", "tokens", "undisturbed",
+    "features", "fitting_masked_methods", "has_attention", "head_names", "is_plain_vit", "layer_order", "levels", "load_beside",
+    "load_weights", "mean_of_patches", "reached", "read_config", "read_weights", "rebuild", "spec_of", "tokens", "undisturbed",
 ]  # fmt: skip

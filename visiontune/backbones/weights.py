@@ -85,7 +85,7 @@ def load_weights(model: nn.Module, path: str | Path, *, partial: bool = False) -
             "or backbone.partial: true to load what fits"
         )
     wanted = model.state_dict()
-    heads = _head_names(model)
+    heads = head_names(model)
     body = {k: v for k, v in wanted.items() if not k.startswith(heads)}
     sets = read_weights(path)
 
@@ -175,7 +175,8 @@ def load_beside(module: nn.Module, path: str | Path) -> list[str]:
     return [f"{counted(len(found), 'tensor')} of {named} loaded from {path}"]
 
 
-def _head_names(model: nn.Module) -> tuple[str, ...]:
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """What the names of a timm module's classifiers begin with (`head.fc.`)."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = (names,) if isinstance(names, str) else tuple(names)
     return tuple(n + "." for n in names)

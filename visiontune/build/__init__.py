@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from visiontune.build.memory import free_memory, is_out_of_memory, with_smaller_batches
 from visiontune.build.modules import compile_blocks, make_module, weights_path
 from visiontune.build.numbers import auto_precision, derive
-from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_data, reading_of, some_pictures, views_of
+from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_data, picture_size, reading_of, some_pictures, views_of
 from visiontune.build.trainer import check_split, make_trainer, processes_here, sync_batch_norms, tensorboard
 from visiontune.errors import UserError
 from visiontune.module import Module
@@ -17,8 +17,8 @@ from visiontune.recipe import Recipe
 
 __all__ = [
     "Prepared", "Tables", "auto_precision", "check_split", "clean_loader", "compile_blocks", "derive", "find_pictures", "free_memory",
-    "is_out_of_memory", "make_data", "make_module", "make_trainer", "prepare", "processes_here", "reading_of", "rehearse", "some_pictures",
-    "sync_batch_norms", "tensorboard", "views_of", "weights_path", "with_smaller_batches",
+    "is_out_of_memory", "make_data", "make_module", "make_trainer", "picture_size", "prepare", "processes_here", "reading_of",
+    "rehearse", "some_pictures", "sync_batch_norms", "tensorboard", "views_of", "weights_path", "with_smaller_batches",
 ]  # fmt: skip
 
 

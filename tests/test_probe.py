@@ -1,0 +1,121 @@
+"""`python -m visiontune probe`, as it is typed."""
+
+import csv
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from visiontune import backbones
+from visiontune.__main__ import main
+from visiontune.fit import main as fit
+
+
+def small(pictures, *more):
+    return ["probe", "test_resnet", str(pictures / "train"), "--weights", "random", "--at", "32", *more]
+
+
+def test_all_probes_are_scored_and_the_second_time_no_picture_is_embedded(tmp_path, pictures, capsys, monkeypatch):
+    monkeypatch.setenv("VISIONTUNE_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "scores.csv"
+    command = small(pictures, "--val", str(pictures / "val"), "--shots", "1", "3", "30", "--csv", str(out))
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.count("kept in") == 2
+    assert "few labels: 30 a class left out, the smallest class has 24 pictures" in said
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["probe"], r["pictures"]) for r in rows] == [("knn", "48"), ("linear", "48"), ("few", "2"), ("few", "6")]
+    for row in rows:
+        top1, M = float(row["top1"]), 16
+        assert row["val_pictures"] == "16"
+        assert 0.2 < top1 <= 1
+        assert float(row["standard_error"]) == pytest.approx((top1 * (1 - top1) / M) ** 0.5, abs=1e-4)
+        assert row["weights"] == "random"
+    assert {r["draws"] for r in rows if r["probe"] == "few"} == {"10"}
+
+    monkeypatch.setattr("visiontune.probe.embed_all", None)
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert again.count("read from") == 2
+    assert again.splitlines()[-6:] == said.splitlines()[-6:]
+    monkeypatch.undo()
+
+
+def test_a_run_brings_its_network_and_is_better_than_the_same_network_at_random(tmp_path, pictures, recipes, capsys):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipes["classify"] | {"epochs": 12}))
+    assert fit([str(tmp_path / "r.yaml"), "--out", str(tmp_path / "run")]) == 0
+    top1 = {}
+    for name, more in (("trained", []), ("random", ["--weights", "random"])):
+        out = tmp_path / f"{name}.csv"
+        words = ["probe", str(tmp_path / "run"), str(pictures / "train"), "--val", str(pictures / "val"), "--probes", "linear"]
+        assert main([*words, *more, "--csv", str(out)]) == 0
+        said = capsys.readouterr().out
+        assert "convnext_atto, embedding of 32, pictures of 32x32" in said
+        with out.open() as file:
+            (row,) = csv.DictReader(file)
+        top1[name] = float(row["top1"])
+    assert top1["trained"] > top1["random"]
+
+
+def test_embeddings_are_those_of_plain_timm_behind_its_normalisation(tmp_path, pictures, capsys, monkeypatch):
+    import numpy as np
+    import safetensors.torch
+    import timm
+    from PIL import Image
+
+    torch.manual_seed(1)
+    model = timm.create_model("test_resnet", num_classes=7)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.setenv("VISIONTUNE_CACHE", str(tmp_path / "cache"))
+    words = ["probe", "test_resnet", str(pictures / "train"), "--weights", str(tmp_path / "w.safetensors"), "--at", "32"]
+    assert main([*words, "--val", str(pictures / "val"), "--probes", "knn"]) == 0
+    kept = [safetensors.torch.load_file(f)["embeddings"] for f in (tmp_path / "cache" / "embeddings").iterdir()]
+    (x,) = [k for k in kept if len(k) == 16]
+    files = sorted((pictures / "val").rglob("*.png"))
+    images = torch.from_numpy(np.stack([np.asarray(Image.open(f)) for f in files])).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(model.pretrained_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        truth = backbones.embed(model.eval(), (images - mean) / std)
+    assert torch.allclose(x, truth, atol=1e-5)
+
+
+def test_a_broken_picture_is_left_out_and_told(tmp_path, pictures, capsys):
+    shutil.copytree(pictures / "train", tmp_path / "photos")
+    (tmp_path / "photos" / "lying" / "000.png").write_bytes(b"")
+    words = ["probe", "test_resnet", str(tmp_path / "photos"), "--weights", "random", "--at", "32", "--val", str(pictures / "val")]
+    assert main([*words, "--probes", "knn"]) == 0
+    said = capsys.readouterr().out
+    assert "cannot be read: " in said
+    assert "lying/000.png (empty file" in said
+    assert "left out: 1 picture of " in said
+    assert "47" in said.splitlines()[-2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["probe", "resnet19", "TRAIN"], "probe: got 'resnet19', which is no folder, and timm "),
+        (["probe", "resnet19", "TRAIN"], "did you mean 'resnet1"),
+        (["probe", "test_resnet", "TRAIN/lying", "--weights", "random"], "has no class folders"),
+        (["probe", "test_resnet", "/no/photos", "--weights", "random"], "data.train: no folder /no/photos"),
+        (["probe", "test_resnet", "TRAIN/..", "--weights", "random"], "/train --val "),
+        (["probe", "test_resnet", "TRAIN", "--weights", "w.pth"], "backbone.weights: no file or folder 'w.pth'"),
+        (["probe", "test_resnet", "TRAIN", "--weights", "random", "--probes", "kn"], "--probes: got 'kn'; allowed: knn, linear, few"),
+        (["probe", "TRAIN", "TRAIN"], "is neither a run with weights nor a folder with config.json"),
+        (["probe", "test_resnet", "TRAIN", "--weights", "random", "--val", "1.5"], "data.val: got 1.5; expected"),
+        (["probe", "test_resnet", "TRAIN", "--weights", "random", "data.sizes=3"], "data.sizes: unknown key"),
+    ],
+)
+def test_mistakes_are_one_sentence(pictures, capsys, words, message):
+    assert main([w.replace("TRAIN", str(pictures / "train")) for w in words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_a_weights_file_in_the_backbones_place_is_told_what_to_do(tmp_path, pictures, capsys):
+    (tmp_path / "w.pth").write_bytes(b"x")
+    assert main(["probe", str(tmp_path / "w.pth"), str(pictures / "train")]) == 2
+    assert f"give the timm name of its network, and --weights {tmp_path}/w.pth" in capsys.readouterr().err
