@@ -365,6 +365,44 @@ def probe(argv: list[str]) -> int:
     return 0
 
 
+def compare(argv: list[str]) -> int:
+    """train one classify recipe from several weights, on few and many labels, and tell what the weights bring"""
+    parser = _parser("compare", compare)
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a classify recipe: a YAML file, or the name of a shipped one")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="WEIGHTS",
+                        help="random, timm, weights files, run folders; the first is what the others are compared with")  # fmt: skip
+    parser.add_argument("--labels", nargs="+", default=["100%"], metavar="N", help="shares as 1%% 10%% 100%%, or pictures of a class as 10")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3], metavar="N", help="how many (default: 3), or several seeds themselves")
+    parser.add_argument("--out", metavar="FOLDER", help="the comparison's folder (default: runs/compare_RECIPE)")
+    parser.add_argument("--resume", metavar="FOLDER", help="go on with a comparison; the same command does so, too")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each CUDA device, else one)")
+    parser.add_argument("--devices", nargs="+", default=[], metavar="N", help="numbers of CUDA devices to use (default: all)")
+    parser.add_argument("--min-steps", type=int, default=500, metavar="N", help="fewest optimiser steps with few labels (default: 500)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, list the runs, train nothing")
+    overrides, argv = _split_overrides(argv)
+    args = parser.parse_args(argv)
+    from visiontune import compare as room
+    from visiontune.errors import UserError
+    from visiontune.finish import silence
+
+    silence()
+    places: dict[str, Any] = {"jobs": args.jobs, "devices": args.devices, "dry_run": args.dry_run}
+    if args.resume:
+        if args.recipe or args.weights:
+            raise UserError("--resume: takes no recipe and no weights; to add some, give the whole command with --out FOLDER")
+        from visiontune.fit import check_resumable
+
+        check_resumable(overrides, f"python -m visiontune compare RECIPE ... --out NEW_FOLDER {' '.join(overrides)}")
+        return room.resume(args.resume, overrides=overrides, **places)
+    if not args.recipe or not args.weights:
+        raise UserError("compare: expected a recipe and --weights, e.g. `compare classify/full --weights random runs/mae --labels 1% 10%`")
+    seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
+    return room.compare(
+        args.recipe, weights=args.weights, labels=args.labels, seeds=seeds, overrides=overrides, out=args.out, min_steps=args.min_steps,
+        **places,
+    )  # fmt: skip
+
+
 def report(argv: list[str]) -> int:
     """write report.html and the model card of a finished run again"""
     parser = _parser("report", report)
@@ -387,7 +425,7 @@ def schema(argv: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "fit": fit, "list": list_, "show": show, "copy": copy, "check": check, "index": index, "shard": shard,
-    "predict": predict, "evaluate": evaluate, "embed": embed, "probe": probe, "export": export, "report": report, "schema": schema,
+    "predict": predict, "evaluate": evaluate, "embed": embed, "probe": probe, "compare": compare, "export": export, "report": report, "schema": schema,
 }  # fmt: skip
 
 

@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from visiontune.errors import UserError
 
+    if parent := os.environ.pop("VISIONTUNE_JOB_OF", ""):  # a job: one that outlived a killed list would be run twice when the list goes on
+        from visiontune.data.parallel import die_with
+
+        die_with(int(parent))
+
     try:
         if args.resume:
             overrides = ([args.recipe] if args.recipe else []) + args.overrides
@@ -88,17 +93,11 @@ def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool
 def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     """Go on with a run, from its last checkpoint (or from the beginning, if it broke off before the first)."""
     from visiontune import build
-    from visiontune.errors import UserError, near
+    from visiontune.errors import UserError
     from visiontune.jobs import resume_stages
     from visiontune.run import Run
 
-    for text in overrides:
-        key = text.partition("=")[0]
-        if key not in RESUMABLE:
-            raise UserError(
-                f"{key}: a resumed run keeps its recipe; allowed to change: {', '.join(RESUMABLE)}{near(key, RESUMABLE)}. "
-                f"To train anew from its weights: python -m visiontune.fit RECIPE backbone.weights={folder}"
-            )
+    check_resumable(overrides, f"python -m visiontune.fit RECIPE backbone.weights={folder}")
     run = Run.open(folder)
     if run.finished:
         raise UserError(
@@ -113,6 +112,21 @@ def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         return 0
     announce(run)
     return fit(run, prepared)
+
+
+def check_resumable(overrides: Sequence[str], anew: str) -> None:
+    """A resumed run keeps its recipe but for what makes no difference to its numbers.
+
+    Raises:
+        UserError: for any other key; `anew` is the command that trains from the weights instead.
+    """
+    from visiontune.errors import UserError, near
+
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key not in RESUMABLE:
+            allowed = f"allowed to change: {', '.join(RESUMABLE)}{near(key, RESUMABLE)}"
+            raise UserError(f"{key}: a resumed run keeps its recipe; {allowed}. To train anew: {anew}")
 
 
 def announce(run: "Run") -> None:

@@ -10,15 +10,16 @@ from visiontune.build.memory import free_memory, is_out_of_memory, with_smaller_
 from visiontune.build.modules import compile_blocks, make_module, weights_path
 from visiontune.build.numbers import auto_precision, derive
 from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_data, picture_size, reading_of, some_pictures, views_of
-from visiontune.build.trainer import check_split, make_trainer, processes_here, sync_batch_norms, tensorboard
+from visiontune.build.trainer import check_split, check_validation, make_trainer, processes_here, sync_batch_norms, tensorboard
 from visiontune.errors import UserError
 from visiontune.module import Module
 from visiontune.recipe import Recipe
 
 __all__ = [
-    "Prepared", "Tables", "auto_precision", "check_split", "clean_loader", "compile_blocks", "derive", "find_pictures", "free_memory",
-    "is_out_of_memory", "make_data", "make_module", "make_trainer", "picture_size", "prepare", "processes_here", "reading_of",
-    "rehearse", "some_pictures", "sync_batch_norms", "tensorboard", "views_of", "weights_path", "with_smaller_batches",
+    "Prepared", "Tables", "auto_precision", "check_split", "check_validation", "clean_loader", "compile_blocks", "derive",
+    "find_pictures", "free_memory", "is_out_of_memory", "make_data", "make_module", "make_trainer", "picture_size", "prepare",
+    "processes_here", "reading_of", "rehearse", "some_pictures", "sync_batch_norms", "tensorboard", "views_of", "weights_path",
+    "with_smaller_batches",
 ]  # fmt: skip
 
 
@@ -49,6 +50,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     processes = processes_here(recipe)
     check_split(recipe, processes * recipe.trainer.num_nodes)
     recipe, derived = derive(recipe, tables, processes)
+    check_validation(recipe)
     module, loaded = make_module(recipe, tables, resumed=resumed)
     module.check_views(size for size in views_of(recipe)[0].sizes if size is not None)
     return Prepared(recipe, tables, module, [*tables.notes, *derived, *loaded])

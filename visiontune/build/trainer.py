@@ -27,6 +27,7 @@ def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], l
             precision=t.precision,
             max_epochs=recipe.epochs,
             accumulate_grad_batches=t.accumulate_grad_batches,
+            check_val_every_n_epoch=t.check_val_every_n_epoch,
             log_every_n_steps=t.log_every_n_steps,
             deterministic=t.deterministic,
             use_distributed_sampler=False,  # our order knows ranks itself
@@ -79,6 +80,21 @@ def sync_batch_norms(module: Module, recipe: Recipe, trainer: L.Trainer) -> None
     wanted = recipe.trainer.sync_batchnorm
     if wanted if wanted is not None else trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
         module.sync_batch_norms()
+
+
+def check_validation(recipe: Recipe) -> None:
+    """The last epoch must be a validated one: it is what a run ends with.
+
+    Raises:
+        UserError: if it is not.
+    """
+    every, epochs = recipe.trainer.check_val_every_n_epoch, recipe.epochs
+    if isinstance(recipe, ClassifyRecipe) and epochs and epochs % every:
+        fits = max(n for n in range(1, min(every, epochs) + 1) if epochs % n == 0)
+        raise UserError(
+            f"trainer.check_val_every_n_epoch: got {every}, which does not divide {counted(epochs, 'epoch')}, so the last would not be "
+            f"validated; try {fits}, or epochs={-(-epochs // every) * every}"
+        )
 
 
 def check_split(recipe: Recipe, world_size: int) -> None:

@@ -23,15 +23,15 @@ def process_pool(processes: int) -> ProcessPoolExecutor:
 def _for_helpers(parent: int) -> None:
     """Ctrl-C is for the process that started them; threads beside as many processes as cores only make them fight."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with(parent)
+    die_with(parent)
     if cv2 := sys.modules.get("cv2"):
         cv2.setNumThreads(0)
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
 
 
-def _die_with(parent: int) -> None:
-    """A helper whose parent was killed would wait for work for ever, and hold the locks that it inherited."""
+def die_with(parent: int) -> None:
+    """End when the process that started this one ends: otherwise a helper would wait for work for ever, and hold the locks it inherited."""
     if sys.platform == "linux":
         import ctypes
 

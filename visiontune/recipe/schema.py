@@ -230,6 +230,9 @@ class TrainerSection(Section):
     strategy: str = Field("auto", description="Lightning's name: auto, ddp, fsdp, ...")
     num_nodes: PositiveInt = Field(1, description="machines")
     accumulate_grad_batches: PositiveInt = Field(1, description="batches per optimiser step; batch_size counts them all")
+    check_val_every_n_epoch: PositiveInt = Field(
+        1, description="epochs between validations; must divide `epochs`: the last one is validated"
+    )
     log_every_n_steps: PositiveInt = Field(10, description="optimiser steps between training metrics")
     sync_batchnorm: bool | None = Field(None, description="default: true where several CUDA devices train")
     deterministic: bool = Field(False, description="refuse operations without a deterministic form")

@@ -1,0 +1,116 @@
+"""From rows to words: means, spreads, pairs."""
+
+import csv
+import statistics
+
+import pytest
+from scipy.stats import ttest_rel
+
+from visiontune.compare import table
+from visiontune.compare.page import write_page
+from visiontune.compare.plan import Cell, Plan
+from visiontune.jobs import Outcome
+from visiontune.run import Run
+
+SCORES = {
+    ("random", "1 %"): [0.20, 0.22, 0.18],
+    ("mae", "1 %"): [0.30, 0.33, 0.29],
+    ("random", "100 %"): [0.80, 0.81, 0.79],
+    ("mae", "100 %"): [0.81, 0.79, 0.80],
+}
+
+
+@pytest.fixture
+def plan(recipes):
+    from visiontune.recipe import parse_recipe
+
+    recipe = parse_recipe(recipes["classify"]).single
+    cells = [
+        Cell(f"{w}/{labels[:-2]}/seed_{s}", w, labels, s, recipe, pictures, 100)
+        for s in range(3)
+        for labels, pictures in (("100 %", 5000), ("1 %", 50))
+        for w in ("random", "mae")
+    ]
+    return Plan({"recipe": recipes["classify"], "weights": {"random": "random", "mae": "/r/mae"}, "seeds": [0, 1, 2]}, cells, ["a <note>"])
+
+
+def outcomes(plan, **failed):
+    found = {}
+    for cell in plan.cells:
+        last = SCORES[cell.weights, cell.labels][cell.seed]
+        result = {"top1": last + 0.02, "top1_last": last, "val_pictures": 1000, "seconds": 60.0, "images_seen": 6400}
+        found[cell.name] = Outcome(0, result)
+    return found | failed
+
+
+def test_rows_hold_every_run_and_failures_their_reason(plan, tmp_path):
+    found = outcomes(plan)
+    found["mae/1/seed_2"] = Outcome(1, reason="out of memory")
+    del found["random/100/seed_0"]
+    rows = table.rows_of(plan, found, {})
+    table.write_rows(tmp_path / "compare.csv", rows)
+    with (tmp_path / "compare.csv").open() as file:
+        read = {row["run"]: row for row in csv.DictReader(file)}
+    assert len(read) == 12
+    assert read["mae/1/seed_0"]["top1"] == "0.3"
+    assert read["mae/1/seed_0"]["top1_best"] == "0.32"
+    assert (read["mae/1/seed_2"]["status"], read["mae/1/seed_2"]["reason"]) == ("failed", "out of memory")
+    assert read["random/100/seed_0"]["status"] == "waiting"
+    assert table.failures(rows) == ["mae/1/seed_2: out of memory"]
+
+
+def test_means_spreads_and_paired_differences_are_those_of_scipy(plan):
+    summary = table.summarise(plan, table.rows_of(plan, outcomes(plan), {}))
+    for (weights, labels), scores in SCORES.items():
+        point = summary.points[weights, labels]
+        assert point.mean == pytest.approx(statistics.mean(scores))
+        assert point.spread == pytest.approx(statistics.stdev(scores))
+        if weights == "mae":
+            assert point.against.p == pytest.approx(ttest_rel(scores, SCORES["random", labels]).pvalue)
+    assert table.accuracies(summary) == [
+        ["labels", "pictures", "random", "mae"],
+        ["1 %", "50", "20.0 ± 2.0", "30.7 ± 2.1"],
+        ["100 %", "5,000", "80.0 ± 1.0", "80.0 ± 1.0"],
+    ]
+    assert summary.headline == ["mae against random: better at 1 % (+10.7 points); not told apart at 100 % (+0.0 points)."]
+    assert "better at 1 %: +10.7 points (95 % interval +9.2 to +12.1, p 0.00097, n 3)" in summary.sentences[0].replace(
+        "below 0.001", "0.00097"
+    )
+    assert "1,000 pictures" in table.caption(summary)
+    (row,) = [r for r in summary.for_machines() if r["weights"] == "mae" and r["labels"] == "1 %"]
+    assert row["difference"] == pytest.approx(0.32 / 3)
+    assert row["pairs"] == 3
+
+
+def test_only_whole_pairs_are_compared_and_one_seed_has_no_test(plan):
+    found = outcomes(plan)
+    found["random/1/seed_0"] = found["random/1/seed_1"] = Outcome(1, reason="broken")
+    for seed in range(3):
+        found[f"mae/100/seed_{seed}"] = Outcome(1, reason="broken")
+    summary = table.summarise(plan, table.rows_of(plan, found, {}))
+    assert summary.points["mae", "1 %"].against.n == 1
+    assert summary.headline == ["mae against random: one seed, no test at 1 % (+11.0 points)."]
+    assert table.accuracies(summary)[2] == ["100 %", "5,000", "80.0 ± 1.0", "failed"]
+    nothing = table.summarise(plan, table.rows_of(plan, {}, {"mae": "cannot be fetched", "random": "no"}))
+    assert nothing.headline == ["mae against random: no pair of runs has finished."]
+
+
+def test_the_page_has_the_table_the_plot_the_differences_and_links_to_the_runs(plan, tmp_path):
+    run = Run.create(tmp_path / "out")
+    plan.save(run.folder / plan.FILE)
+    rows = table.rows_of(plan, outcomes(plan, **{"mae/1/seed_2": Outcome(1, reason="a <reason>")}), {})
+    write_page(run, plan, table.summarise(plan, rows), rows)
+    page = run.report_file.read_text()
+    assert (run.pictures / "label_efficiency.png").read_bytes().startswith(b"\x89PNG")
+    for part in (
+        "data:image/png;base64",
+        "Differences from random",
+        'href="mae/1/seed_0/report.html"',
+        "a &lt;reason&gt;",
+        "a &lt;note&gt;",
+    ):
+        assert part in page
+    assert "http" not in page.partition("base64,")[0]  # opened offline
+    waiting = table.rows_of(plan, {}, {})
+    write_page(run, plan, table.summarise(plan, waiting), waiting)
+    assert "base64" not in run.report_file.read_text()

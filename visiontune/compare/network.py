@@ -1,0 +1,82 @@
+"""One network for all weights of a comparison: what run folders say of theirs holds for the others, too."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from visiontune import backbones, build
+from visiontune.errors import UserError
+from visiontune.recipe import ClassifyRecipe
+from visiontune.recipe.schema import is_path
+
+# How an embedding is read off a network: weights from different methods differ in it, the network is the same.
+POOLING = ("global_pool", "fc_norm", "use_fc_norm", "dynamic_img_size")
+
+
+def short_names(weights: Sequence[str]) -> dict[str, str]:
+    """Short names by which a table tells weights apart: `random`, `timm`, a run's or a file's name, with folders in front where needed."""
+    parts = {w: [w] if not is_path(w) else list(Path(w).absolute().parts[1:]) for w in weights}
+    for w, names in parts.items():
+        if names[-2:] == ["weights", "backbone"] or names[-2:] == ["weights", "model"]:
+            parts[w] = names[:-2]
+        elif Path(w).is_file():
+            parts[w] = [*names[:-1], Path(w).stem]
+    depth = 1
+    while len({tuple(p[-depth:]) for p in parts.values()}) < len({tuple(p) for p in parts.values()}):
+        depth += 1
+    short: dict[str, str] = {}
+    for w, names in parts.items():
+        name = "/".join(names[-depth:]) if sum(p[-1] == names[-1] for p in parts.values()) > 1 else names[-1]
+        short[name if name not in short else w] = w
+    return short
+
+
+def share_network(recipe: ClassifyRecipe, paths: dict[str, str]) -> list[str]:
+    """Fill in, in place, what run folders and exported folders say of their network, for all weights alike; in words.
+
+    Raises:
+        UserError: if they are of different networks, or were made for different sizes of pictures and the recipe names none.
+    """
+    specs: dict[str, backbones.Spec] = {}
+    for short, weights in paths.items():
+        if config := backbones.read_config(build.weights_path(weights)):
+            specs[short] = backbones.Spec.of(config)
+    if not specs:
+        return []
+    b, source = recipe.backbone, next(iter(specs))
+    spec, notes = specs[source], []
+    for short, other in specs.items():
+        if b.name and other.name != b.name.split(".", 1)[0]:
+            cure = f"leave that one out, or set backbone.name={other.name}"
+            raise UserError(f"--weights: {short} was made as {other.name}, but the recipe's backbone.name is {b.name}; {cure}")
+        for what, own, theirs in (
+            ("name", spec.name, other.name), ("stem", spec.stem, other.stem), ("arguments", _shape(spec), _shape(other)),
+        ):  # fmt: skip
+            if own != theirs:
+                raise UserError(
+                    f"--weights: {source} and {short} are of different networks ({what} {own} and {theirs}); compare one at a time"
+                )
+    shared = {k: v for k, v in spec.shape_args.items() if all(o.shape_args.get(k) == v for o in specs.values())}
+    if new := {k: v for k, v in shared.items() if k not in b.args}:
+        b.args = shared | b.args
+        notes.append(f"backbone.args {new}: as {source} was made, for all weights")
+    if pooled := [short for short, o in specs.items() if o.shape_args.keys() - shared.keys()]:
+        notes.append(f"{', '.join(pooled)}: the embedding is pooled as in the weights' own training")
+    if not b.name:
+        b.name = spec.name
+        notes.append(f"backbone {b.name}: as {source} was made")
+    if b.stem is None and spec.stem != "timm":
+        b.stem = spec.stem
+        notes.append(f"stem {b.stem}: as {source} was made, for all weights")
+    if recipe.data.image_size is None:
+        sizes = {short: other.image_size for short, other in specs.items()}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{short} {size}" for short, size in sizes.items())
+            raise UserError(f"data.image_size: weights were made for different sizes of pictures ({told}); set one for all")
+        recipe.data.image_size = spec.image_size
+        notes.append(f"image_size {spec.image_size}: as {source} was made, for all weights")
+    return notes
+
+
+def _shape(spec: backbones.Spec) -> dict[str, Any]:
+    return {k: v for k, v in spec.shape_args.items() if k not in POOLING}
