@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 from visiontune.callbacks.embedding import SIGNS
 from visiontune.data.user_transforms import compose
 from visiontune.data.views import Views
@@ -131,6 +131,18 @@ def test_the_tuning_of_the_classify_page_runs_as_it_stands_and_its_keys_are_a_re
     assert len(ways) == 5
     for name in ways:
         parse_recipe(recipe | {"tune": name.replace("N", "2")})
+
+
+def test_the_compare_page_runs_as_it_stands_and_its_commands_are_understood(tmp_path):
+    (code,) = blocks("docs/compare.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "tensor(True) True True\n+0.037 (+0.022 to +0.051), p 0.008\n", done.stderr
+    commands = "\n".join(blocks("docs/compare.md", "bash")).replace("\\\n", " ").splitlines()
+    options = {verb: run_command("visiontune", verb, "--help").stdout for verb in ("probe", "compare")}
+    for line in filter(None, commands):
+        verb, *words = line.partition("#")[0].split()[3:]
+        assert all(word in options[verb] for word in words if word.startswith("--")), line
+        assert verb != "compare" or words[0] in shipped_recipes()
 
 
 def test_commands_in_the_pages_name_recipes_that_exist():

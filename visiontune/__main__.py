@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -425,7 +425,8 @@ def schema(argv: list[str]) -> int:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "fit": fit, "list": list_, "show": show, "copy": copy, "check": check, "index": index, "shard": shard,
-    "predict": predict, "evaluate": evaluate, "embed": embed, "probe": probe, "compare": compare, "export": export, "report": report, "schema": schema,
+    "predict": predict, "evaluate": evaluate, "embed": embed, "probe": probe, "compare": compare, "export": export,
+    "report": report, "schema": schema,
 }  # fmt: skip
 
 
