@@ -10,7 +10,7 @@ import markupsafe
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 
-from visiontune.report.figures import ACCENTS, INK, _save
+from visiontune.report.figures import ACCENTS, INK
 from visiontune.report.page import PAGE, _machine_rows
 
 TEMPLATE = (Path(__file__).parent / "comparison.html").read_text()
@@ -48,7 +48,9 @@ def label_efficiency(lines: dict[str, list[tuple[int, float, float | None]]], ti
     axis.margins(x=0.08, y=0.12)
     axis.legend(fontsize=9, frameon=False)
     figure.tight_layout()
-    _save(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def write_comparison(
