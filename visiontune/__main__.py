@@ -335,7 +335,7 @@ def probe(argv: list[str]) -> int:
     parser.add_argument("data", metavar="DATA", help="labelled pictures, as data.train of a classify recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="more keys of a classify recipe, e.g. data.channels=4")
     overrides, argv = _split_overrides(argv)
-    parser.add_argument("--val", default="0.2", metavar="DATA|SHARE", help="pictures to score on, or a share to set aside (default: 0.2)")
+    parser.add_argument("--val", metavar="DATA|SHARE", help="pictures to score on, or a share to set aside (default: 0.2 of a folder)")
     parser.add_argument("--weights", metavar="WEIGHTS", help="of a timm name: timm (default, fetched), random, a file or a run")
     parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures (default: as the weights were made)")
     parser.add_argument(
@@ -351,7 +351,7 @@ def probe(argv: list[str]) -> int:
     silence()
     if args.csv:
         _writable(args.csv)
-    val = float(args.val) if args.val.replace(".", "", 1).isdigit() else args.val
+    val = float(args.val) if (args.val or "").replace(".", "", 1).isdigit() else args.val
     scores = room.probe(
         args.backbone, args.data, val=val, weights=args.weights, image_size=args.at, probes=args.probes, shots=args.shots,
         overrides=[*args.overrides, *overrides], fresh=args.fresh,

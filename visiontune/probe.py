@@ -63,7 +63,7 @@ def probe(
     backbone: str,
     data: str,
     *,
-    val: str | float = 0.2,
+    val: str | float | None = None,
     weights: str | None = None,
     image_size: int | None = None,
     probes: Sequence[str] = PROBES,
@@ -77,7 +77,7 @@ def probe(
     Args:
         backbone: a timm name, a run folder or an exported folder.
         data: labelled pictures, as `data.train` of a classify recipe.
-        val: pictures to score on, or a share of `data` to set aside, by class.
+        val: pictures to score on, or a share of `data` to set aside, by class; None: a fifth of a folder, of a table what it says itself.
         weights: of a timm name: `timm` (the default, fetched), `random`, a file or a run; of a folder `random` or None.
         image_size: pixels; default: those that the weights were made for.
         probes: which of `PROBES`.
@@ -162,9 +162,15 @@ class Embeddings:
         self.say(f"cannot be read: {some(f'{path} ({cause})' for path, cause in broken)}")
 
 
-def _recipe(backbone: str, data: str, val: str | float, weights: str | None, image_size: int | None, overrides: Sequence[str]) -> Any:
+def _recipe(
+    backbone: str, data: str, val: str | float | None, weights: str | None, image_size: int | None, overrides: Sequence[str]
+) -> Any:
     """A classify recipe that names the same network and pictures: whatever it can read, a probe can."""
-    settings: dict[str, Any] = {"train": data, "val": val, "batch_size": 1}
+    settings: dict[str, Any] = {"train": data, "batch_size": 1}
+    if val is None and not Path(data).is_file():
+        val = 0.2
+    if val is not None:
+        settings["val"] = val
     if image_size:
         settings["image_size"] = image_size
     path = Path(backbone)

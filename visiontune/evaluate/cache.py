@@ -40,11 +40,16 @@ def pictures_key(table: Any) -> str:
     """Changes when a picture is added, removed, renamed, or written again; labels do not count, for embeddings do not depend on them.
 
     Args:
-        table: a `PictureTable`, or what has `fingerprint`, `path`, `members` and a length like it.
+        table: a `PictureTable`.
     """
-    digest = hashlib.sha256(f"{os.path.realpath(table.root)} {table.fingerprint()}".encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(table.root)))
     members = table.members
-    files = [os.path.join(table.root, shard) for shard in members.shards] if members is not None else map(table.path, range(len(table)))
+    arrays = [table.names[table.offsets[0] : table.offsets[-1]], np.diff(table.offsets)]
+    if members is None:
+        files: Any = map(table.path, range(len(table)))
+    else:
+        files = (os.path.join(table.root, shard) for shard in members.shards)
+        arrays += [members.shard, members.start, members.size]
     stamps = []
     for file in files:
         try:
@@ -52,7 +57,8 @@ def pictures_key(table: Any) -> str:
             stamps.append((found.st_size, found.st_mtime_ns))
         except OSError:  # a broken picture, which embedding will report
             stamps.append((-1, -1))
-    digest.update(np.array(stamps, dtype=np.int64).tobytes())
+    for array in [*arrays, np.array(stamps, dtype=np.int64)]:
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
