@@ -1,10 +1,12 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 from timm.layers import SyncBatchNormAct
 
 from visiontune import SimCLR, backbones, build
+from visiontune.errors import UserError
 from visiontune.export import save_timm_folder
 from visiontune.recipe import parse_recipe
 
@@ -64,3 +66,14 @@ def test_pictures_have_the_size_that_the_weights_were_made_for_unless_the_recipe
     recipe, notes = derived(1_000)
     assert recipe.data.image_size == 224
     assert "image_size 224: neither the recipe nor the weights tell" in notes
+
+
+def test_the_last_epoch_must_be_a_validated_one():
+    recipe = parse_recipe(CLASSIFY | {"epochs": 12, "trainer": {"check_val_every_n_epoch": 4}}).single
+    build.check_validation(recipe)
+    recipe.epochs = 10
+    with pytest.raises(UserError, match="does not divide 10 epochs, so the last would not be validated; try 2, or epochs=12"):
+        build.check_validation(recipe)
+    recipe.epochs = 3
+    with pytest.raises(UserError, match="try 3, or epochs=4"):
+        build.check_validation(recipe)

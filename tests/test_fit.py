@@ -193,6 +193,17 @@ def test_killed_and_resumed_meets_the_unbroken_runs_numbers(tmp_path, recipes, k
     assert {k: whole.get(k) for k in same} == {k: broken.get(k) for k in same}
 
 
+def test_only_some_epochs_are_validated_where_that_is_asked_also_after_a_kill(tmp_path, recipes):
+    recipe = recipes["classify"] | {"epochs": 4, "checkpoint_minutes": 1e-6}
+    recipe["trainer"] |= {"check_val_every_n_epoch": 2}
+    path = write(tmp_path / "r.yaml", recipe)
+    assert main([path, "--out", str(tmp_path / "whole")]) == 0
+    assert [int(r["step"]) for r in metrics(tmp_path / "whole") if "val/top1" in r] == [5, 11]
+    assert killed(8, [path, "--out", str(tmp_path / "broken")]).returncode == -signal.SIGKILL
+    assert main(["--resume", str(tmp_path / "broken")]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
 @pytest.mark.parametrize("kind", [name for name in JOINT if name != "simclr"])
 def test_every_joint_embedding_method_meets_its_unbroken_runs_numbers(tmp_path, recipes, kind):
     """Teachers, queues, running centres and schedules included; the prototypes' freezing and the queue's start lie between."""

@@ -169,7 +169,10 @@ def test_the_warm_up_grows_with_the_epochs_and_zero_steps_leave_the_recipe_alone
     assert found.epochs >= 50
     assert found.optim.warmup_epochs / found.epochs == 2 / 8
     assert fit_to_labels(before, 160, 1600, 0) == (before, "")
-    assert fit_to_labels(classify(recipes, None), 160, 1600, 500)[1] == ""
+    open_ended = classify(recipes, None)
+    assert fit_to_labels(open_ended, 160, 1600, 500)[1] == ""
+    assert fit_to_labels(open_ended, 160, 1600, 500, derived=50) == (open_ended, "")  # enough: derived again by the run
+    assert fit_to_labels(open_ended, 160, 1600, 500, derived=8)[0].epochs == found.epochs
 
 
 def test_labels_are_shares_or_numbers():

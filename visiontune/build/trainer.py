@@ -83,10 +83,10 @@ def sync_batch_norms(module: Module, recipe: Recipe, trainer: L.Trainer) -> None
 
 
 def check_validation(recipe: Recipe) -> None:
-    """The last epoch must be a validated one: it is what a run ends with.
+    """The last epoch must be a validated one: it is what a run ends with. Patience must outlast the epochs that are not.
 
     Raises:
-        UserError: if it is not.
+        UserError: if they do not.
     """
     every, epochs = recipe.trainer.check_val_every_n_epoch, recipe.epochs
     if isinstance(recipe, ClassifyRecipe) and epochs and epochs % every:
@@ -95,6 +95,9 @@ def check_validation(recipe: Recipe) -> None:
             f"trainer.check_val_every_n_epoch: got {every}, which does not divide {counted(epochs, 'epoch')}, so the last would not be "
             f"validated; try {fits}, or epochs={-(-epochs // every) * every}"
         )
+    patience = getattr(recipe, "patience", None)
+    if patience is not None and patience < every:
+        raise UserError(f"patience: got {patience}, but only one epoch in {every} is validated; give {every} or more")
 
 
 def check_split(recipe: Recipe, world_size: int) -> None:

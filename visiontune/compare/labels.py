@@ -52,13 +52,22 @@ class Labels:
         return {"labels_fraction": fraction, "labels_per_class": self.per_class}
 
 
-def fit_to_labels(recipe: ClassifyRecipe, pictures: int, full: int, min_steps: int) -> tuple[ClassifyRecipe, str]:
+def fit_to_labels(
+    recipe: ClassifyRecipe, pictures: int, full: int, min_steps: int, *, derived: int | None = None
+) -> tuple[ClassifyRecipe, str]:
     """The recipe for fewer labels than it was written for, and what was changed, in words.
 
     A batch holds no more than there is. Epochs grow until there are `min_steps` optimiser steps, or as many as with all labels if
-    those are fewer; the warm-up grows with them. Epochs that the recipe leaves open are left to be derived from the number of pictures.
+    those are fewer; the warm-up grows with them.
+
+    Args:
+        recipe: as it was written.
+        pictures: labelled ones of this run.
+        full: of one with all labels.
+        min_steps: 0 leaves epochs alone.
+        derived: epochs where the recipe leaves them open.
     """
-    data, epochs = recipe.data, recipe.epochs
+    data, epochs = recipe.data, recipe.epochs or derived
     batch = min(data.batch_size, pictures)
     changes, words = {"batch_size": batch}, []
     if batch < data.batch_size:
@@ -82,6 +91,8 @@ def fit_to_labels(recipe: ClassifyRecipe, pictures: int, full: int, min_steps: i
     found.trainer = found.trainer.model_copy(update={"check_val_every_n_epoch": every})
     if found.optim.warmup_epochs is not None:
         found.optim = found.optim.model_copy(update={"warmup_epochs": found.optim.warmup_epochs * stretched / epochs})
+    if (patience := getattr(found, "patience", None)) is not None:  # epochs, too; in whole spans between validations
+        found = found.model_copy(update={"patience": every * math.ceil(patience * stretched / epochs / every)})
     was = f"{counted(repeats, 'step')} instead of {epochs} of {data.repeats}" if repeats > data.repeats else f"instead of {epochs}"
     of = f"{counted(stretched, 'epoch')} of {was}" if repeats > data.repeats else f"{counted(stretched, 'epoch')} {was}"
     why = f"BiT-HyperRule's shortest schedule has {MIN_STEPS}" if wanted == min_steps else "as many as with all labels"

@@ -177,7 +177,8 @@ def _plan(settings: dict[str, Any], notes: list[str]) -> Plan:
                 plain = _recipe(settings, weights, labels, seed)
                 tables = tables or build.find_pictures(_small_batch(plain))
                 pictures = len(tables.train)
-                recipe, why = fit_to_labels(plain, pictures, len(every), settings["min_steps"])
+                epochs = plain.epochs or build.derive(fit_to_labels(plain, pictures, len(every), 0)[0], tables, 1)[0].epochs
+                recipe, why = fit_to_labels(plain, pictures, len(every), settings["min_steps"], derived=epochs)
                 said |= dict.fromkeys([f"{labels.name}: {why}"] if why else [])
                 found, _ = build.derive(recipe, tables, 1)
                 assert found.epochs is not None
