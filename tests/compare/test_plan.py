@@ -200,4 +200,6 @@ def test_a_saved_plan_is_the_same_plan_and_another_recipe_is_told(tmp_path, reci
     assert other.differs_from(again) == "optim.lr: 0.003, now 0.5, min_steps: 500, now 7"
     more = planned(tmp_path, recipe, weights=("random", exported(), "timm"), labels=("3", "100%"), seeds=(0, 1, 2))
     assert more.differs_from(again) == ""
+    namesake = planned(tmp_path, recipe, weights=("random", exported("elsewhere/made")))
+    assert namesake.differs_from(again) == f"weights made: {tmp_path}/made, now {tmp_path}/elsewhere/made"
     assert json.dumps(plan.settings["weights"]) == json.dumps({"random": "random", "made": str(tmp_path / "made")})

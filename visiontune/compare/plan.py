@@ -86,16 +86,15 @@ class Plan:
         monitor = getattr(self.cells[0].recipe, "monitor", None)
         return monitor if monitor and monitor not in ("loss", "ece") else "macro_ap" if self.several else "top1"
 
-    def cell(self, name: str) -> Cell:
-        return next(c for c in self.cells if c.name == name)
-
     def save(self, file: Path) -> None:
         header = ["go on with it by: python -m visiontune compare --resume FOLDER"]
         dump_yaml(self.settings, file, header)
 
     def differs_from(self, other: "Plan") -> str:
-        """Dotted keys in which the recipes differ, in words; weights, labels and seeds may."""
+        """Dotted keys in which the recipes differ, in words; weights, labels and seeds may, but no name may mean other weights."""
         mine, theirs = (_flat(p.settings["recipe"] | {"min_steps": p.settings["min_steps"]}) for p in (self, other))
+        for name in set(self.weights) & set(other.weights):
+            mine[f"weights {name}"], theirs[f"weights {name}"] = (p.settings["weights"][name] for p in (self, other))
         keys = [k for k in {**mine, **theirs} if mine.get(k) != theirs.get(k)]
         return some((f"{k}: {theirs.get(k)}, now {mine.get(k)}" for k in keys), 4) if keys else ""
 
