@@ -1,0 +1,1 @@
+"""One thin function a verb; the logic lives in the rooms that they call."""

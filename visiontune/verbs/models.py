@@ -1,0 +1,157 @@
+"""Verbs that use what a run has left."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from visiontune.verbs.words import parser_of, progress_of, writable
+
+Item = TypeVar("Item")
+
+
+def predict(argv: list[str]) -> int:
+    """label pictures with a fine-tuned run"""
+    parser = parser_of("predict", predict)
+    parser.add_argument("run", metavar="RUN", help="a run, an exported folder, or a .safetensors or .onnx file of it")
+    _add_pictures(parser)
+    parser.add_argument("--csv", metavar="OUT", help="file to write (default: print)")
+    parser.add_argument("--top", type=int, metavar="K", help="this many labels a picture, as label,score,label2,score2,...")
+    parser.add_argument("--tta", action="store_true", help="mean of the scores of each picture and its mirror image")
+    args = parser.parse_args(argv)
+    from visiontune.errors import counted
+    from visiontune.predict import from_words, load, write_csv
+
+    model, sources, told = load(args.run, device=_device(args.device)), from_words(args.paths, key="predict"), _Told()
+    found = model.predict(sources, top=args.top, batch_size=args.batch_size, workers=args.workers, tta=args.tta)
+    if args.csv:
+        writable(args.csv)
+        with open(args.csv, "w", newline="", errors="surrogateescape") as file:
+            count = write_csv(_watched(found, sources.total), file, top=args.top, on_broken=told)
+        print(f"{counted(count, 'picture', ',')} labelled in {args.csv}{told}")
+    else:
+        count = write_csv(found, sys.stdout, top=args.top, on_broken=told)
+    return 0 if count else 1
+
+
+def evaluate(argv: list[str]) -> int:
+    """judge a fine-tuned run on labelled pictures: numbers, classes, confusions, mistakes"""
+    parser = parser_of("evaluate", evaluate)
+    parser.add_argument("run", metavar="RUN", help="a run folder, or what export wrote")
+    parser.add_argument("data", metavar="DATA", help="labelled pictures: class folders, shards or a table, as data.val of a recipe")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of a table: data.columns.label=NAME (default: as the run's recipe)"
+    )
+    parser.add_argument("--part", choices=["train", "val", "test"], help="of a table with a column that tells parts (default: all rows)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME OF DATA)")
+    parser.add_argument("--csv", metavar="OUT", help="file for the row of each picture (default: predictions.csv in the folder)")
+    parser.add_argument("--tta", action="store_true", help="mean scores of each picture and its mirror image; twice the time")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
+    args = parser.parse_intermixed_args(argv)
+    from visiontune.measure import evaluate as run
+    from visiontune.report.measured import words
+
+    if args.csv:
+        writable(args.csv)
+    where = {"out": args.out, "csv": args.csv, "device": _device(args.device)}
+    result, folder, notes = run(args.run, args.data, tta=args.tta, overrides=args.overrides, part=args.part, progress=progress_of, **where)
+    print("\n".join([*notes, words(folder, result), f"report: {folder.absolute() / 'report.html'}"]))
+    return 0
+
+
+def embed(argv: list[str]) -> int:
+    """write the embeddings of pictures, by a run or by one of timm's backbones"""
+    parser = parser_of("embed", embed)
+    parser.add_argument("model", metavar="RUN or BACKBONE", help="a run, an exported folder or file, or timm's name of a backbone")
+    _add_pictures(parser)
+    parser.add_argument("--out", required=True, metavar="FILE", help="FILE.npz (paths, embeddings), FILE.parquet or FILE.csv")
+    parser.add_argument("--weights", default="random", help="of a backbone by name: random, timm, a file, a run (default: random)")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="for a backbone by name (default: timm's)")
+    args = parser.parse_args(argv)
+    from visiontune.errors import counted
+    from visiontune.predict import check_format, from_words, load_or_create, write_embeddings
+
+    check_format(Path(args.out))
+    model = load_or_create(args.model, weights=args.weights, image_size=args.image_size, device=_device(args.device))
+    sources, told = from_words(args.paths, key="embed"), _Told()
+    found = model.embeddings(sources, batch_size=args.batch_size, workers=args.workers)
+    count, width = write_embeddings(_watched(found, sources.total), Path(args.out), on_broken=told)
+    print(f"{counted(count, 'embedding', ',')} of {width} numbers in {args.out}{told}")
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """write a run's model as ONNX, compared with PyTorch, or as one safetensors file"""
+    parser = parser_of("export", export)
+    parser.add_argument("run", metavar="RUN", help="a run, or an exported folder or file")
+    parser.add_argument("format", choices=["onnx", "safetensors"])
+    parser.add_argument("--out", metavar="PATH", help="file to write; of safetensors a folder where it does not end in .safetensors")
+    parser.add_argument("--fp16", action="store_true", help="half precision: half the bytes, coarser scores")
+    parser.add_argument("--opset", type=int, metavar="N", help="of onnx: version of the operators (default: 18)")
+    parser.add_argument("--dynamic", action="store_true", help="of onnx: pictures of any size (any number of them always)")
+    parser.add_argument("--with-preprocessing", choices=["nchw", "nhwc"], help="of onnx: take uint8 pixels, and normalise inside")
+    args = parser.parse_args(argv)
+    from visiontune.errors import UserError
+    from visiontune.export import export_onnx, export_weights_file
+    from visiontune.predict import Model, load, weights_of
+
+    model = load(args.run)
+    if not isinstance(model, Model):
+        raise UserError(f"export: {args.run} is an ONNX file, from which nothing can be exported; give the run")
+    place = weights_of(args.run)
+    out = Path(args.out) if args.out else place.with_name(f"{place.name.removesuffix('.safetensors')}.{args.format}")
+    if args.format == "safetensors":
+        if given := [o for o in ("opset", "dynamic", "with_preprocessing") if getattr(args, o)]:
+            raise UserError(f"export: --{given[0].replace('_', '-')} is for onnx alone; leave it out")
+        print(export_weights_file(model.network, model.config, out, fp16=args.fp16))
+        return 0
+    options = {"opset": args.opset} if args.opset is not None else {}
+    done = export_onnx(
+        model.network, model.config, out, input=args.with_preprocessing or "float", dynamic=args.dynamic, fp16=args.fp16, **options
+    )
+    print(f"{done.path}: {done.size / 1e6:.1f} MB; outputs differ from PyTorch's by {done.difference:.0e} of the largest")
+    return 0
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATHS", help="pictures, folders of them, shards; - reads paths from standard input")
+    parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="pictures at once (default: 64)")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"got {number}; expected a number above 0")
+    return number
+
+
+def _device(name: str) -> str:
+    from visiontune.predict import devices
+
+    return devices()[0] if name == "auto" else name
+
+
+class _Told:
+    """Tells of each broken picture as it is met, and at the end how many there were."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, path: str, cause: str) -> None:
+        from visiontune.errors import readable
+
+        self.count += 1
+        print(readable(f"left out: {path} ({cause})"), file=sys.stderr)
+
+    def __str__(self) -> str:
+        return f", {self.count:,} left out" if self.count else ""
+
+
+def _watched(items: Iterable[Item], total: int | None) -> Iterator[Item]:
+    """The items as they are, with progress on the way."""
+    progress = progress_of(total)
+    for done, item in enumerate(items, 1):
+        progress(done)
+        yield item

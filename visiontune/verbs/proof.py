@@ -1,0 +1,88 @@
+"""Verbs that tell what weights are worth: without tuning, and tuned from several."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from visiontune.verbs.words import parser_of, writable
+
+
+def probe(argv: list[str]) -> int:
+    """judge a backbone's embedding on labelled pictures, without tuning: k-NN, linear probe, few labels"""
+    parser = parser_of("probe", probe)
+    parser.add_argument("backbone", metavar="BACKBONE", help="a timm name, a run folder or an exported folder")
+    parser.add_argument("data", metavar="DATA", help="labelled pictures, as data.train of a classify recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="more keys of a classify recipe, e.g. data.channels=4")
+    overrides, argv = _split_overrides(argv)
+    parser.add_argument("--val", metavar="DATA|SHARE", help="pictures to score on, or a share to set aside (default: 0.2 of a folder)")
+    parser.add_argument("--weights", metavar="WEIGHTS", help="of a timm name: timm (default, fetched), random, a file or a run")
+    parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures (default: as the weights were made)")
+    parser.add_argument(
+        "--probes", nargs="+", default=["knn", "linear", "few"], metavar="PROBE", help="some of: knn linear few (default: all)"
+    )
+    parser.add_argument("--shots", nargs="+", type=int, default=[1, 5, 10], metavar="K", help="labels a class of `few` (default: 1 5 10)")
+    parser.add_argument("--fresh", action="store_true", help="embed again, whatever is kept in the cache folder")
+    parser.add_argument("--csv", metavar="OUT", help="file to write the scores to")
+    args = parser.parse_args(argv)
+    from visiontune import probe as room
+    from visiontune.finish import silence
+
+    silence()
+    if args.csv:
+        writable(args.csv)
+    val = float(args.val) if (args.val or "").replace(".", "", 1).isdigit() else args.val
+    scores = room.probe(
+        args.backbone, args.data, val=val, weights=args.weights, image_size=args.at, probes=args.probes, shots=args.shots,
+        overrides=[*args.overrides, *overrides], fresh=args.fresh,
+    )  # fmt: skip
+    if not scores:
+        return 1
+    print(f"\n{room.table_of(scores)}")
+    if args.csv:
+        about = {"backbone": args.backbone, "weights": args.weights or "", "data": args.data, "image_size": args.at or ""}
+        room.write_csv(scores, Path(args.csv), **about)
+    return 0
+
+
+def compare(argv: list[str]) -> int:
+    """train one classify recipe from several weights, on few and many labels, and tell what the weights bring"""
+    parser = parser_of("compare", compare)
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a classify recipe: a YAML file, or the name of a shipped one")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="WEIGHTS",
+                        help="random, timm, weights files, run folders; the first is what the others are compared with")  # fmt: skip
+    parser.add_argument("--labels", nargs="+", default=["100%"], metavar="N", help="shares as 1%% 10%% 100%%, or pictures of a class as 10")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3], metavar="N", help="how many (default: 3), or several seeds themselves")
+    parser.add_argument("--out", metavar="FOLDER", help="the comparison's folder (default: runs/compare_RECIPE)")
+    parser.add_argument("--resume", metavar="FOLDER", help="go on with a comparison; the same command does so, too")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each CUDA device, else one)")
+    parser.add_argument("--devices", nargs="+", default=[], metavar="N", help="numbers of CUDA devices to use (default: all)")
+    parser.add_argument("--min-steps", type=int, default=500, metavar="N", help="fewest optimiser steps with few labels (default: 500)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, list the runs, train nothing")
+    overrides, argv = _split_overrides(argv)
+    args = parser.parse_args(argv)
+    from visiontune import compare as room
+    from visiontune.errors import UserError
+    from visiontune.finish import silence
+
+    silence()
+    places: dict[str, Any] = {"jobs": args.jobs, "devices": args.devices, "dry_run": args.dry_run}
+    if args.resume:
+        if args.recipe or args.weights:
+            raise UserError("--resume: takes no recipe and no weights; to add some, give the whole command with --out FOLDER")
+        from visiontune.fit import check_resumable
+
+        check_resumable(overrides, f"python -m visiontune compare RECIPE ... --out NEW_FOLDER {' '.join(overrides)}")
+        return room.resume(args.resume, overrides=overrides, **places)
+    if not args.recipe or not args.weights:
+        raise UserError("compare: expected a recipe and --weights, e.g. `compare classify/full --weights random runs/mae --labels 1% 10%`")
+    seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
+    return room.compare(
+        args.recipe, weights=args.weights, labels=args.labels, seeds=seeds, overrides=overrides, out=args.out, min_steps=args.min_steps,
+        **places,
+    )  # fmt: skip
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """`key=value` words apart from the others, wherever they stand: after an option that takes a list they would join it."""
+    overrides = [word for word in argv if re.match(r"[a-z_][a-z_0-9.]*=", word)]
+    return overrides, [word for word in argv if word not in overrides]
