@@ -28,9 +28,9 @@ from visiontune.recipe.options import read_options
 
 # Convolutional, transformer and mixed, of every age.
 FAMILIES = (
-    "resnet", "convnext", "efficientnet", "regnet", "mobilenetv3", "densenet", "vgg", "cspnet", "nfnet", "dla", "ghostnet",
-    "vision_transformer", "eva", "beit", "cait", "swin_transformer", "swin_transformer_v2", "maxxvit", "pvt_v2", "mvitv2", "levit", "xcit",
-    "edgenext", "mlp_mixer", "hiera", "fastvit", "metaformer",
+    "resnet", "convnext", "efficientnet", "regnet", "mobilenetv3", "densenet", "cspnet", "nfnet", "dla", "ghostnet",
+    "vision_transformer", "eva", "cait", "swin_transformer", "swin_transformer_v2", "pvt_v2", "levit", "xcit", "edgenext", "mlp_mixer",
+    "fastvit", "metaformer",
 )  # fmt: skip
 _HEAD = {"projector_hidden": 64, "projector_out": 32}
 _PROTOTYPES = _HEAD | {"prototypes": 64}

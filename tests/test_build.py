@@ -32,10 +32,27 @@ def test_few_pictures_are_pretrained_for_more_epochs_unless_the_recipe_says_how_
     assert not any(n.startswith("epochs") for n in notes)
 
 
-def test_a_classifier_is_taught_for_100_epochs_whatever_the_number_of_pictures():
+def test_what_fine_tuning_leaves_open_follows_from_weights_and_pictures_and_is_told():
     recipe, notes = derived(1_000, CLASSIFY)
-    assert recipe.epochs == 100
-    assert "epochs 100: the recipe leaves it open" in notes
+    assert (recipe.epochs, recipe.head.label_smoothing, recipe.head.mixup, recipe.optim.layer_decay) == (200, 0.1, 0.0, None)
+    assert any(n.startswith("epochs 200: about 320,000 pictures seen, by random weights") for n in notes)
+    pretrained = {"backbone": CLASSIFY["backbone"] | {"weights": "timm"}}
+    recipe, notes = derived(3_000, CLASSIFY | pretrained)
+    assert recipe.epochs == 21
+    assert derived(50_000, CLASSIFY | pretrained)[0].head.mixup == 0.1
+    assert derived(3_000, CLASSIFY | pretrained | {"tune": "head"})[0].epochs == 43
+    vit = {"backbone": {"name": "vit_tiny_patch16_224", "weights": "timm"}}
+    recipe, notes = derived(3_000, CLASSIFY | vit)
+    assert (recipe.optim.layer_decay, recipe.optim.lr) == (0.75, 5e-4)
+    assert any("layer decay 0.75" in n for n in notes)
+
+
+def test_what_a_fine_tuning_recipe_says_itself_stays_as_it_is():
+    own = {"epochs": 3, "head": {"label_smoothing": 0.0, "mixup": 0.0}, "optim": {"layer_decay": 1.0, "lr": 0.01}}
+    recipe, notes = derived(50_000, CLASSIFY | own | {"backbone": {"name": "vit_tiny_patch16_224", "weights": "timm"}})
+    assert (recipe.epochs, recipe.head.label_smoothing, recipe.head.mixup) == (3, 0.0, 0.0)
+    assert (recipe.optim.layer_decay, recipe.optim.lr) == (1.0, 0.01)
+    assert not any(n.startswith(("epochs", "label", "mixup", "layer")) for n in notes)
 
 
 def test_synchronised_batch_norms_keep_the_activation_inside_them():

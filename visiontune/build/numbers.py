@@ -10,6 +10,7 @@ import torch
 from visiontune import backbones, optim
 from visiontune.build.modules import weights_path
 from visiontune.build.pictures import Tables, base_views, views_of
+from visiontune.build.tuning import fill_tuning
 from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
@@ -26,6 +27,8 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
 
     if isinstance(found, PretrainRecipe):
         notes += _derive_method(found, len(tables.train))
+    else:
+        notes += fill_tuning(found, len(tables.train))
     if o.name is None or o.name == own["name"]:
         end = own.get("weight_decay_end")
         if end is not None and o.weight_decay_end is None and o.weight_decay in (None, own["weight_decay"]):
@@ -47,7 +50,7 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         notes.append(f"learning rate {scaled:.4g}: {o.lr:g} for a batch of 256{reason}")
         o.lr, o.lr_scale = scaled, "none"
     if found.epochs is None:
-        found.epochs = epochs_for(len(tables.train)) if isinstance(found, PretrainRecipe) else 100
+        found.epochs = epochs_for(len(tables.train))
         notes.append(f"epochs {found.epochs}: {FEWER if found.epochs > 100 else 'the recipe leaves it open'}")
     if o.warmup_epochs is None:
         o.warmup_epochs = min(40.0, found.epochs / 10)

@@ -266,7 +266,7 @@ Head: Any = Annotated[_head_model(), BeforeValidator(_named)]
 class Common(Section):
     backbone: Backbone = Field(description="the network")
     epochs: PositiveInt | None = Field(
-        None, description="passes over the training pictures; default: 100, for pretraining up to 800 the fewer pictures there are"
+        None, description="passes over the training pictures; default: the more the fewer pictures there are, as the run prints"
     )
     seed: NonNegativeInt = Field(0, description="of everything random")
     compile: bool = Field(False, description="compile the backbone block by block (torch.compile)")

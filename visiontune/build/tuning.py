@@ -1,0 +1,73 @@
+"""What fine-tuning takes where its recipe leaves it open: a small table, by what is tuned, from which weights, and how many pictures.
+
+Sources: BiT-HyperRule: Kolesnikov et al. 2020 (arXiv 1912.11370), section 3.3: few pictures few steps, mixup above 20,000 pictures only.
+MAE: He et al. 2022 (arXiv 2111.06377), appendix A.1: layer decay and label smoothing for transformers. What is ours says so.
+"""
+
+import timm
+import torch
+
+from visiontune import backbones
+from visiontune.errors import counted
+from visiontune.recipe import ClassifyRecipe
+
+# Pictures that a run sees. BiT takes 500 steps of 512 for fewer than 20,000 pictures, which is 256,000. A quarter of that is ours: minutes
+# on a CPU, where BiT's take hours. Random weights have all to learn, and a classifier alone is cheap.
+SEEN = {"pretrained": 64_000, "random": 320_000, "head": 128_000}
+FEWEST, MOST = 10, 200  # epochs
+BIT_SMALL = 20_000  # pictures, below which BiT-HyperRule does not mix
+
+
+def fill_tuning(recipe: ClassifyRecipe, pictures: int) -> list[str]:
+    """Fill in, in place, epochs and how to train them; in words what was decided and why."""
+    notes: list[str] = []
+    o, head = recipe.optim, recipe.head
+    alone = recipe.tune == "head"
+    fresh = recipe.backbone.weights == "random"
+    start = "random weights" if fresh else "pretrained weights"
+
+    if recipe.epochs is None:
+        kind = "head" if alone else "random" if fresh else "pretrained"
+        recipe.epochs = epochs_for_labels(pictures, SEEN[kind])
+        what = "a classifier alone" if alone else f"{start}"
+        notes.append(
+            f"epochs {recipe.epochs}: about {SEEN[kind]:,} pictures seen, by {what} (after BiT-HyperRule, arXiv 1912.11370; the number is "
+            f"ours), of {counted(pictures, 'picture', ',')}; {FEWEST} to {MOST}"
+        )
+    if alone:
+        return notes
+    if o.layer_decay is None and not fresh and recipe.tune in ("full", "head_then_full") and attends(recipe):
+        o.layer_decay = 0.75
+        notes.append("layer decay 0.75: a transformer from pretrained weights (MAE, arXiv 2111.06377, table 9)")
+        if o.lr is None and o.name in (None, "adamw"):
+            o.lr = 5e-4
+            notes.append(
+                "learning rate 0.0005: likewise, there for a batch of 256; not scaled here, for small batches are many steps (ours)"
+            )
+    if "label_smoothing" not in head.model_fields_set:
+        head.label_smoothing = 0.1
+        notes.append("label smoothing 0.1: as timm's and MAE's fine-tuning (arXiv 2111.06377, table 9)")
+    if "mixup" not in head.model_fields_set and pictures > BIT_SMALL:
+        head.mixup = 0.1
+        notes.append(f"mixup 0.1: more than {BIT_SMALL:,} pictures (BiT-HyperRule, arXiv 1912.11370)")
+    return notes
+
+
+def epochs_for_labels(pictures: int, seen: int) -> int:
+    """Passes such that about as many pictures are seen however many there are.
+
+    >>> [epochs_for_labels(n, 64_000) for n in (100, 1_000, 3_000, 50_000)]
+    [200, 64, 21, 10]
+    """
+    return min(MOST, max(FEWEST, round(seen / pictures)))
+
+
+def attends(recipe: ClassifyRecipe) -> bool:
+    """Whether the backbone is a transformer: tried without memory for its weights."""
+    b = recipe.backbone
+    assert b.name is not None, "its weights have told it by now"
+    try:
+        with torch.device("meta"):
+            return backbones.has_attention(timm.create_model(b.name, num_classes=0, **b.args))
+    except Exception:  # arguments that timm refuses are told where the backbone is made
+        return False
