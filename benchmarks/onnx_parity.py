@@ -10,7 +10,6 @@ largest one as a share of the largest output. What torch's exporter or the compa
 import argparse
 import csv
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,6 @@ BACKBONES: list[tuple[str, int, dict[str, Any]]] = [
     ("mambaout_femto", 96, {}),
     ("fastvit_t8", 96, {}),
     ("edgenext_xx_small", 96, {}),
-    ("xcit_nano_12_p16_224", 96, {}),
-    ("maxvit_pico_rw_256", 64, {}),
-    ("efficientvit_b0", 96, {}),
-    ("levit_128s", 224, {}),
 ]
 CSV = Path(__file__).with_suffix(".csv")
 
@@ -70,12 +65,10 @@ def row(name: str, size: int, args: dict[str, Any]) -> dict[str, Any]:
             network(torch.randn(8, 3, size, size))
     spec: Any = network.spec
     config = timm_config(network, spec, [0.5] * 3, [0.25] * 3, 10, list("0123456789"))
-    began = time.perf_counter()
     difference, said = outcome(network, config, fp16=False)
-    seconds = round(time.perf_counter() - began, 1)
     half, half_said = outcome(network, config, fp16=True)
     found = {"model": name, "parameters": sum(p.numel() for p in network.parameters()), "image_size": size}
-    return found | {"difference": difference, "difference_fp16": half, "seconds_fp32": seconds, "said": said or half_said}
+    return found | {"difference": difference, "difference_fp16": half, "said": said or half_said}
 
 
 def main() -> None:
