@@ -136,10 +136,10 @@ def clean_loader(recipe: Recipe, table: PictureTable, batch_size: int) -> Callab
 def some_pictures(recipe: Recipe, table: PictureTable, most: int = 512) -> Callable[[], Any]:
     """Makes a loader of the same few clean pictures each time, drawn by the seed: a part of a small folder, or looks would take long.
 
-    An eighth looked at eleven times is one epoch and a half of forward passes, a step costs three of them for each view.
+    A sixteenth looked at eleven times is two thirds of an epoch of forward passes, a step costs three of them for each view.
     """
     n = len(table)
-    count = min(n, most, max(64, n // 8))
+    count = min(n, most, max(64, n // 16))
     batch = min(64, recipe.data.batch_size)
     return clean_loader(recipe, table.take(permute(np.arange(count), n, seed=recipe.seed, epoch=0).tolist()), batch)
 
