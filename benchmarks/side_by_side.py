@@ -1,7 +1,7 @@
 """The same pretraining by visiontune and by LightlyTrain: seconds, and what the embedding is worth.
 
     python benchmarks/side_by_side.py CIFAR10 --peer-python PEER/bin/python [--methods simclr dino] [--cases photos cifar]
-        [--seeds 0 1] [--epochs 3 20] [--workers 2] [--quick]
+        [--seeds 0 1] [--epochs 3 20] [--workers 2] [--go-on] [--quick]
 
 PEER is an environment with lightly-train 0.18 and timm (`pip install "lightly-train==0.18.*" timm`). Cases:
 - photos: JPEG photos of 500x375, trained on at 96 pixels. Loading counts.
@@ -16,6 +16,7 @@ from Lightning's `on_fit_start` to `on_fit_end`, checkpoints included; `command_
 """
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -117,11 +118,15 @@ def main() -> None:
     parser.add_argument("--pictures", nargs=2, type=int, default=[1500, 5000], help="photos and pictures of CIFAR-10")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one epoch on few pictures and one seed, to see that it runs")
+    parser.add_argument("--go-on", action="store_true", help="add to the rows of the CSV that are there")
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.epochs, args.pictures = args.seeds[:1], [1, 1], [256, 1000]
     rows: list[dict[str, Any]] = []
+    if args.go_on:
+        with args.csv.open(newline="") as file:
+            rows = list(csv.DictReader(file))
     ratios: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for case in args.cases:
