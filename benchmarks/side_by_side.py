@@ -1,7 +1,7 @@
 """The same pretraining by visiontune and by LightlyTrain: seconds, and what the embedding is worth.
 
     python benchmarks/side_by_side.py CIFAR10 --peer-python PEER/bin/python [--methods simclr dino] [--cases photos cifar]
-        [--seeds 0 1] [--epochs 3 20] [--workers 2] [--go-on] [--quick]
+        [--seeds 0 1] [--epochs 3 20] [--workers 2] [--go-on] [--together] [--quick]
 
 PEER is an environment with lightly-train 0.18 and timm (`pip install "lightly-train==0.18.*" timm`). Cases:
 - photos: JPEG photos of 500x375, trained on at 96 pixels. Loading counts.
@@ -11,7 +11,8 @@ PEER is an environment with lightly-train 0.18 and timm (`pip install "lightly-t
 Both sides have the same backbone (timm, random weights), pictures, epochs, batch, loader processes, seeds, fp32 on the CPU, and
 LightlyTrain's default augmentation, hyperparameters and schedule, which visiontune gets as a recipe (see benchmarks/lightly_train_run.py).
 What differs: the way of enlarging, reducing and blurring, random numbers, and when each saves and reports.
-Runs are whole commands, one at a time; which side goes first alternates. `seconds` are of the training itself,
+Runs are whole commands, one at a time; which side goes first alternates. (With --together both run at once on half of the cores each, for
+k-NN alone: no times are noted.) `seconds` are of the training itself,
 from Lightning's `on_fit_start` to `on_fit_end`, checkpoints included; `command_seconds` of the command.
 """
 
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +120,12 @@ def main() -> None:
     parser.add_argument("--pictures", nargs=2, type=int, default=[1500, 5000], help="photos and pictures of CIFAR-10")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="one epoch on few pictures and one seed, to see that it runs")
+    parser.add_argument("--together", action="store_true", help="both sides at once, for k-NN; no times")
     parser.add_argument("--go-on", action="store_true", help="add to the rows of the CSV that are there")
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
     args = parser.parse_args()
+    if args.together:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
     if args.quick:
         args.seeds, args.epochs, args.pictures = args.seeds[:1], [1, 1], [256, 1000]
     rows: list[dict[str, Any]] = []
@@ -139,10 +144,13 @@ def main() -> None:
                     settings = fixed | {"method": method, "backbone": args.backbone, "workers": args.workers, "seed": seed}
                     with tempfile.TemporaryDirectory() as folder:
                         order = ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours")
-                        runs = {side: train(side, args.peer_python, settings, Path(folder)) for side in order}
-                        row = compare(case, settings, runs, args.cifar10)
-                    row["first"] = order[0]
-                    ratios.setdefault((case, method), []).append(row["ratio"])
+                        with ThreadPoolExecutor(2 if args.together else 1) as pool:
+                            found = pool.map(lambda side: train(side, args.peer_python, settings, Path(folder)), order)  # noqa: B023
+                            runs = dict(zip(order, found, strict=True))
+                        row = compare(case, settings, runs, args.cifar10, timed=not args.together)
+                    row["first"] = "together" if args.together else order[0]
+                    if not args.together:
+                        ratios.setdefault((case, method), []).append(row["ratio"])
                     rows.append(row | machine())
                     write_rows(args.csv, rows)
     for (case, method), each in ratios.items():
@@ -150,15 +158,16 @@ def main() -> None:
         print(f"{case} {method}: {statistics.median(each):.3f} of LightlyTrain's seconds ({spread})")
 
 
-def compare(case: str, settings: dict[str, Any], runs: dict[str, dict[str, Any]], cifar10: Path) -> dict[str, Any]:
+def compare(case: str, settings: dict[str, Any], runs: dict[str, dict[str, Any]], cifar10: Path, *, timed: bool) -> dict[str, Any]:
     assert runs["ours"]["steps"] == runs["theirs"]["steps"], runs
     row: dict[str, Any] = {"case": case} | {
         k: settings[k] for k in ("method", "backbone", "pictures", "image_size", "batch_size", "epochs", "workers", "seed")
     }
-    for clock in ("seconds", "command_seconds"):
+    for clock in ("seconds", "command_seconds") if timed else ():
         row |= {f"{side}_{clock}": round(runs[side][clock], 2) for side in ("ours", "theirs")}
-    row["ratio"] = round(runs["ours"]["seconds"] / runs["theirs"]["seconds"], 3)
-    row["command_ratio"] = round(runs["ours"]["command_seconds"] / runs["theirs"]["command_seconds"], 3)
+    if timed:
+        row["ratio"] = round(runs["ours"]["seconds"] / runs["theirs"]["seconds"], 3)
+        row["command_ratio"] = round(runs["ours"]["command_seconds"] / runs["theirs"]["command_seconds"], 3)
     if case == "cifar":
         judged = (Path(settings["data"]), cifar10 / "test", settings["image_size"])
         row["start_knn"] = round(100 * knn(settings["backbone"], "random", *judged, seed=settings["seed"]), 2)
