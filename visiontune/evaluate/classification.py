@@ -144,6 +144,9 @@ def results(answers: Answers, classes: list[ClassResult]) -> dict[str, float]:
     in bins. Of several labels a picture, `micro_f1`, `macro_f1` and `exact` are at scores of one half, `*_thresholds` at the thresholds.
     """
     metrics = classification_metrics(answers.K, answers.labels)
+    for metric in metrics.values(copy_state=False):
+        # These are all answers: where several processes trained, the first one counts alone.
+        metric.distributed_available_fn = lambda: False
     loss = 0.0
     for x, y in zip(answers.logits.split(CHUNK), answers.truth.split(CHUNK), strict=True):
         if answers.labels == "single":
