@@ -88,9 +88,9 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         strides = ", ".join(map(str, module.face.strides))
         notes.append(f"stem {module.spec.stem}: its maps have strides of {strides} pixels, with timm's stem 2 to 4 times as many")
     if module.face.grid is not None and math.prod(module.face.grid) < 4:
-        cure = "smaller patches (backbone.args.patch_size)" if backbones.is_plain_vit(module.backbone) else "backbone.stem=small"
         (rows, columns), (height, width) = module.face.grid, picture_size(recipe)
-        notes.append(f"of {height}x{width} pixels the last features are {rows}x{columns}: larger pictures or {cure} show it more")
+        cure = "larger pictures, smaller patches (backbone.args.patch_size) or backbone.stem=small, where it has one, show it more"
+        notes.append(f"of {height}x{width} pixels the last features are {rows}x{columns}: {cure}")
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     notes.append(
         f"{options.class_name} on {b.name}: {size / 1e6:.2f} M parameters to train, embedding of {module.face.width}, "

@@ -12,8 +12,7 @@ from visiontune.errors import counted
 from visiontune.recipe import ClassifyRecipe
 
 # Pictures that a run sees. BiT takes 500 steps of 512 for fewer than 20,000 pictures, which is 256,000. A quarter of that is ours: minutes
-# on a CPU, where BiT's take hours. Random weights have all to learn. A classifier alone was tried on 1,000 photos with twice as many: it
-# was best after a fifth of them.
+# on a CPU, where BiT's take hours. Random weights have all to learn.
 SEEN = {"pretrained": 64_000, "random": 320_000}
 FEWEST, MOST = 10, 200  # epochs
 BIT_SMALL = 20_000  # pictures, below which BiT-HyperRule does not mix
@@ -25,14 +24,13 @@ def fill_tuning(recipe: ClassifyRecipe, pictures: int) -> list[str]:
     o, head = recipe.optim, recipe.head
     alone = recipe.tune == "head"
     fresh = recipe.backbone.weights == "random"
-    start = "random weights" if fresh else "pretrained weights"
 
     if recipe.epochs is None:
-        kind = "random" if fresh and not alone else "pretrained"
-        recipe.epochs = epochs_for_labels(pictures, SEEN[kind])
-        what = "a classifier alone" if alone else f"{start}"
+        seen = SEEN["random" if fresh and not alone else "pretrained"]
+        recipe.epochs = epochs_for_labels(pictures, seen)
+        what = "a classifier alone" if alone else "random weights" if fresh else "pretrained weights"
         notes.append(
-            f"epochs {recipe.epochs}: about {SEEN[kind]:,} pictures seen, by {what} (after BiT-HyperRule, arXiv 1912.11370; the number is "
+            f"epochs {recipe.epochs}: about {seen:,} pictures seen, by {what} (after BiT-HyperRule, arXiv 1912.11370; the number is "
             f"ours), of {counted(pictures, 'picture', ',')}; {FEWEST} to {MOST}"
         )
     if alone:
