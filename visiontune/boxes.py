@@ -1,0 +1,82 @@
+"""Boxes: xyxy in pixels, `x` to the right, `y` down, of the picture's upper left corner; a box covers `x1 <= x < x2`.
+
+M boxes. Labels count from 0; there is no class for the background here, whatever a head makes of it inside.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """What is in one picture, or what a detector says is in it. The one thing that travels between data, heads, metrics and predictions.
+
+    Attributes:
+        xyxy: `(M, 4)`, float32; `(0, 4)` for an empty picture.
+        labels: `(M,)`, int64, from 0.
+        scores: `(M,)`, float32, of predictions; None for the truth.
+    """
+
+    xyxy: Tensor
+    labels: Tensor
+    scores: Tensor | None = None
+
+    @staticmethod
+    def none(device: torch.device | str = "cpu") -> "Boxes":
+        """Of an empty picture."""
+        return Boxes(torch.zeros(0, 4, device=device), torch.zeros(0, dtype=torch.long, device=device))
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Boxes":
+        moved = (x if x is None else x.to(device, non_blocking=non_blocking) for x in (self.xyxy, self.labels, self.scores))
+        return Boxes(*moved)  # type: ignore[arg-type]
+
+    def take(self, which: Tensor) -> "Boxes":
+        """Some of them: indices, or a mask `(M,)`."""
+        return Boxes(self.xyxy[which], self.labels[which], None if self.scores is None else self.scores[which])
+
+    def clip(self, height: int, width: int) -> "Boxes":
+        """Cut to a picture's size."""
+        limit = self.xyxy.new_tensor([width, height, width, height])
+        return replace(self, xyxy=self.xyxy.clamp(min=0).minimum(limit))
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How a picture was made to fit into another size: scaled by one factor, then placed, the rest filled.
+
+    Attributes:
+        scale: pixels of the result for one of the original.
+        left, top: where its upper left corner lies, in pixels of the result.
+        height, width: of the original.
+    """
+
+    scale: float
+    left: float
+    top: float
+    height: int
+    width: int
+
+    @staticmethod
+    def of(height: int, width: int, into: tuple[int, int]) -> "Letterbox":
+        """The largest that fits into `(height, width)`, in its upper left corner.
+
+        >>> Letterbox.of(480, 640, (320, 320))
+        Letterbox(scale=0.5, left=0.0, top=0.0, height=480, width=640)
+        """
+        return Letterbox(min(into[0] / height, into[1] / width), 0.0, 0.0, height, width)
+
+    def inside(self, boxes: Boxes) -> Boxes:
+        """Boxes of the original -> of the result."""
+        return replace(boxes, xyxy=boxes.xyxy * self.scale + self._shift(boxes.xyxy))
+
+    def outside(self, boxes: Boxes) -> Boxes:
+        """Boxes of the result -> of the original, cut to its size."""
+        return replace(boxes, xyxy=(boxes.xyxy - self._shift(boxes.xyxy)) / self.scale).clip(self.height, self.width)
+
+    def _shift(self, like: Tensor) -> Tensor:
+        return like.new_tensor([self.left, self.top, self.left, self.top])
