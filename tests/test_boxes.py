@@ -23,7 +23,9 @@ def test_a_letterbox_and_back_gives_the_same_boxes(height, width):
 
 def test_an_empty_picture_has_boxes_of_no_rows():
     empty = Boxes.none()
-    assert empty.xyxy.shape == (0, 4) and empty.labels.dtype == torch.long and len(empty) == 0
+    assert empty.xyxy.shape == (0, 4)
+    assert empty.labels.dtype == torch.long
+    assert len(empty) == 0
     assert len(Letterbox.of(10, 20, (5, 5)).outside(empty)) == 0
 
 
@@ -36,5 +38,5 @@ def test_taking_some_keeps_labels_and_scores_beside_them():
     boxes = some_boxes(100, 100)
     half = boxes.take(boxes.labels % 2 == 0)
     assert half.labels.tolist() == list(range(0, 20, 2))
-    assert half.scores is not None and torch.equal(half.scores, boxes.scores[::2])
+    assert torch.equal(half.scores, boxes.scores[::2])
     assert torch.equal(half.to("cpu").xyxy, boxes.xyxy[::2])
