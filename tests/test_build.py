@@ -1,11 +1,17 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from timm.layers import SyncBatchNormAct
 
+from tests.conftest import ROOT
 from visiontune import SimCLR, backbones, build
+from visiontune.build.tuning import fill_tuning
 from visiontune.errors import UserError
 from visiontune.export import save_timm_folder
 from visiontune.recipe import parse_recipe
@@ -32,19 +38,59 @@ def test_few_pictures_are_pretrained_for_more_epochs_unless_the_recipe_says_how_
     assert not any(n.startswith("epochs") for n in notes)
 
 
+ON_CPU = {"trainer": {"accelerator": "cpu"}}
+PRETRAINED = {"backbone": CLASSIFY["backbone"] | {"weights": "timm"}}
+
+
 def test_what_fine_tuning_leaves_open_follows_from_weights_and_pictures_and_is_told():
-    recipe, notes = derived(1_000, CLASSIFY)
-    assert (recipe.epochs, recipe.head.label_smoothing, recipe.head.mixup, recipe.optim.layer_decay) == (200, 0.1, 0.0, None)
-    assert any(n.startswith("epochs 200: about 320,000 pictures seen, by random weights") for n in notes)
-    pretrained = {"backbone": CLASSIFY["backbone"] | {"weights": "timm"}}
-    recipe, notes = derived(3_000, CLASSIFY | pretrained)
-    assert recipe.epochs == 21
-    assert derived(50_000, CLASSIFY | pretrained)[0].head.mixup == 0.1
-    assert derived(3_000, CLASSIFY | pretrained | {"tune": "head"})[0].epochs == 21
+    recipe, notes = derived(1_000, CLASSIFY | ON_CPU)
+    assert (recipe.epochs, recipe.head.label_smoothing, recipe.head.mixup, recipe.optim.layer_decay) == (80, 0.1, 0.0, None)
+    assert any(n.startswith("epochs 80: about 80,000 pictures seen on a CPU by random weights") for n in notes)
+    assert derived(50_000, CLASSIFY | PRETRAINED)[0].head.mixup == 0.1
     vit = {"backbone": {"name": "vit_tiny_patch16_224", "weights": "timm"}}
     recipe, notes = derived(3_000, CLASSIFY | vit)
     assert (recipe.optim.layer_decay, recipe.optim.lr) == (0.75, 5e-4)
     assert any("layer decay 0.75" in n for n in notes)
+
+
+def test_a_cpu_tunes_for_fewer_passes_and_says_so():
+    found = {}
+    for on_cpu in (True, False):
+        for tune in ("full", "head"):
+            recipe = parse_recipe(CLASSIFY | PRETRAINED | {"tune": tune}).single
+            notes = fill_tuning(recipe, 3_000, on_cpu=on_cpu)
+            found[on_cpu, tune] = recipe.epochs
+            assert ("a GPU would make 21" in notes[0]) == on_cpu
+            assert recipe.head.label_smoothing == (0.1 if (tune, on_cpu) == ("full", False) else 0.0)  # few passes are better without
+    assert found == {(True, "full"): 5, (True, "head"): 11, (False, "full"): 21, (False, "head"): 21}
+    big = parse_recipe(CLASSIFY | PRETRAINED).single
+    assert "a GPU" not in fill_tuning(big, 10**6, on_cpu=False)[0].split("; ")[-1]
+    assert big.epochs == 10
+
+
+MALLOC = """
+import gc, numpy as np, resource
+from visiontune.build.memory import keep_freed_memory
+def left():  # of 512 MB that were freed, in MB
+    before = int(open("/proc/self/statm").read().split()[1])
+    np.ones(2**26)
+    gc.collect()
+    return (int(open("/proc/self/statm").read().split()[1]) - before) * resource.getpagesize() / 2**20
+print(left(), keep_freed_memory(), left())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_memory_that_is_kept_stays_with_the_process(monkeypatch):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run([sys.executable, "-c", MALLOC], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    default, kept, after = done.stdout.split()
+    if kept == "False":
+        pytest.skip("needs glibc")
+    assert float(default) < 100
+    assert float(after) > 500
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not build.keep_freed_memory()  # a user's own settings stand
 
 
 def test_what_a_fine_tuning_recipe_says_itself_stays_as_it_is():

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -101,7 +102,6 @@ def test_named_views_and_a_users_transforms_are_keys_of_the_recipe(tmp_path, rec
 
 def test_broken_files_are_told_at_the_end_and_in_the_report(tmp_path, recipes, capsys):
     rng = np.random.default_rng(0)
-    import cv2
 
     for i in range(40):
         cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
@@ -119,6 +119,22 @@ def test_broken_files_are_told_at_the_end_and_in_the_report(tmp_path, recipes, c
         assert {r["cause"] for r in csv.DictReader(file)} == {"empty file", "a web page, not a picture"}
     assert "2: 1 " in (tmp_path / "run" / "report.html").read_text()
     assert not multiprocessing.active_children()
+
+
+def test_a_resumed_run_of_relative_folders_lists_a_broken_picture_once(tmp_path, recipes):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(14):
+        cv2.imwrite(str(photos / f"{i}.png"), np.full((32, 32, 3), 9 * i, np.uint8))
+    for name in ("x.png", "y.png"):
+        (photos / name).write_bytes(b"")
+    recipe = recipes["mae"] | {"epochs": 3, "checkpoint_minutes": 1e-6}
+    recipe["data"] |= {"train": os.path.relpath(photos, ROOT), "batch_size": 8}
+    done = killed(3, [write(tmp_path / "r.yaml", recipe), "--out", str(tmp_path / "run")])  # after an epoch, in the project's own folder
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run" / "broken.csv").open() as file:
+        assert sorted(r["path"] for r in csv.DictReader(file)) == [str(photos / "x.png"), str(photos / "y.png")]
 
 
 def test_no_worker_outlives_a_killed_run(tmp_path, recipes):

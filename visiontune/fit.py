@@ -189,6 +189,8 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
 
     # ---------------------------------------------------------------- train
     trainer = build.make_trainer(recipe, run.folder, callbacks=callbacks, loggers=[metrics, *build.tensorboard(run.folder)])
+    if trainer.strategy.root_device.type == "cpu":
+        build.keep_freed_memory()
     build.check_split(recipe, trainer.world_size)
     build.sync_batch_norms(module, recipe, trainer)
     if not resumed:

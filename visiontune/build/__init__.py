@@ -6,7 +6,7 @@ module and a Trainer.
 
 from dataclasses import dataclass
 
-from visiontune.build.memory import free_memory, is_out_of_memory, with_smaller_batches
+from visiontune.build.memory import free_memory, is_out_of_memory, keep_freed_memory, with_smaller_batches
 from visiontune.build.modules import compile_blocks, make_module, weights_path
 from visiontune.build.numbers import auto_precision, derive
 from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_data, picture_size, reading_of, some_pictures, views_of
@@ -17,8 +17,8 @@ from visiontune.recipe import Recipe
 
 __all__ = [
     "Prepared", "Tables", "auto_precision", "check_split", "check_validation", "clean_loader", "compile_blocks", "derive",
-    "find_pictures", "free_memory", "is_out_of_memory", "make_data", "make_module", "make_trainer", "picture_size", "prepare",
-    "processes_here", "reading_of", "rehearse", "some_pictures", "sync_batch_norms", "tensorboard", "views_of", "weights_path",
+    "find_pictures", "free_memory", "is_out_of_memory", "keep_freed_memory", "make_data", "make_module", "make_trainer", "picture_size",
+    "prepare", "processes_here", "reading_of", "rehearse", "some_pictures", "sync_batch_norms", "tensorboard", "views_of", "weights_path",
     "with_smaller_batches",
 ]  # fmt: skip
 
@@ -53,7 +53,7 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     check_validation(recipe)
     module, loaded = make_module(recipe, tables, resumed=resumed)
     module.check_views(size for size in views_of(recipe)[0].sizes if size is not None)
-    return Prepared(recipe, tables, module, [*tables.notes, *derived, *loaded])
+    return Prepared(recipe, tables.absolute(), module, [*tables.notes, *derived, *loaded])
 
 
 def rehearse(stages: dict[str, Recipe]) -> dict[str, Prepared]:

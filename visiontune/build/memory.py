@@ -1,6 +1,8 @@
-"""What to do when memory is too short for a batch: the same steps, of smaller batches."""
+"""Memory: kept where a CPU trains; and what to do when it is too short for a batch, which is the same steps, of smaller batches."""
 
+import ctypes
 import gc
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +68,23 @@ def with_smaller_batches(recipe: Recipe, module: Module, trainer: L.Trainer, fol
     seen = f"; its batch norms see {less} at a time" if norms else ""
     same = f"a step still takes {recipe.data.batch_size}, so learning rate and epochs hold"
     return Smaller(smaller, f"{what}: it begins again with {less} ({setting}); {same}{seen}")
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed, for a training on the CPU. Returns whether it will: elsewhere, and where the environment has settings
+    for malloc, nothing is done.
+
+    A step frees and takes the same large tensors again and again. By default each goes back to the system at once, and comes back as pages
+    that are to be cleared first: benchmarks/cpu_memory.csv tells what that costs, and how much more memory keeping takes.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return False
+    trim_threshold, mmap_max = -1, -4  # <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_MAX
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def free_memory() -> None:

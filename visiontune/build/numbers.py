@@ -28,7 +28,7 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     if isinstance(found, PretrainRecipe):
         notes += _derive_method(found, len(tables.train))
     else:
-        notes += fill_tuning(found, len(tables.train))
+        notes += fill_tuning(found, len(tables.train), on_cpu=on_cpu(found.trainer.accelerator))
     if o.name is None or o.name == own["name"]:
         end = own.get("weight_decay_end")
         if end is not None and o.weight_decay_end is None and o.weight_decay in (None, own["weight_decay"]):
@@ -154,6 +154,11 @@ def epochs_for(pictures: int) -> int:
     [800, 506, 200, 100, 100]
     """
     return min(800, max(100, round(100 * math.sqrt(1.28e6 / pictures))))
+
+
+def on_cpu(accelerator: str) -> bool:
+    """Whether Lightning will train on the CPU."""
+    return accelerator == "cpu" or (accelerator == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available()))
 
 
 def auto_precision(accelerator: str) -> tuple[Any, str]:

@@ -1,7 +1,8 @@
 """The pictures that a recipe names: tables of them, how they are read and viewed, their loaders, mean and standard deviation."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ class Tables:
     val: PictureTable | None
     probe: tuple[PictureTable, PictureTable] | None
     notes: list[str]
+
+    def absolute(self) -> "Tables":
+        """With absolute folders: a run that is resumed, from its own absolute recipe, calls a picture what it called it before."""
+
+        def moved(table: PictureTable) -> PictureTable:
+            return replace(table, root=os.path.abspath(table.root))
+
+        val = None if self.val is None else moved(self.val)
+        return Tables(moved(self.train), val, self.probe and (moved(self.probe[0]), moved(self.probe[1])), self.notes)
 
 
 def find_pictures(recipe: Recipe) -> Tables:

@@ -11,27 +11,42 @@ from visiontune import backbones
 from visiontune.errors import counted
 from visiontune.recipe import ClassifyRecipe
 
-# Pictures that a run sees. BiT takes 500 steps of 512 for fewer than 20,000 pictures, which is 256,000. A quarter of that is ours: minutes
-# on a CPU, where BiT's take hours. Random weights have all to learn.
-SEEN = {"pretrained": 64_000, "random": 320_000}
-FEWEST, MOST = 10, 200  # epochs
+# Pictures that a run sees. BiT takes 500 steps of 512 for fewer than 20,000 pictures, which is 256,000. What is here is ours: of 3,000
+# pictures, 16,000 seen by the whole of pretrained weights brought nearly what 64,000 did (benchmarks/tune_budget.csv), and a CPU, which
+# sees about 20 a second, is done in minutes. A classifier alone goes no way back, and may see twice as many in that time. Random weights
+# have all to learn.
+SEEN = {
+    "gpu": {"the whole of pretrained weights": 64_000, "a classifier alone": 64_000, "random weights": 320_000},
+    "cpu": {"the whole of pretrained weights": 16_000, "a classifier alone": 32_000, "random weights": 80_000},
+}
+FEWEST, MOST = {"gpu": 10, "cpu": 4}, 200  # epochs
+SMOOTHED_FROM = 10  # epochs; five were better without it (benchmarks/tune_budget.csv)
 BIT_SMALL = 20_000  # pictures, below which BiT-HyperRule does not mix
 
 
-def fill_tuning(recipe: ClassifyRecipe, pictures: int) -> list[str]:
-    """Fill in, in place, epochs and how to train them; in words what was decided and why."""
+def fill_tuning(recipe: ClassifyRecipe, pictures: int, *, on_cpu: bool = False) -> list[str]:
+    """Fill in, in place, epochs and how to train them; in words what was decided and why.
+
+    Args:
+        recipe: with the backbone that its weights tell.
+        pictures: to train on.
+        on_cpu: whether a CPU trains.
+    """
     notes: list[str] = []
     o, head = recipe.optim, recipe.head
     alone = recipe.tune == "head"
     fresh = recipe.backbone.weights == "random"
 
     if recipe.epochs is None:
-        seen = SEEN["random" if fresh and not alone else "pretrained"]
-        recipe.epochs = epochs_for_labels(pictures, seen)
-        what = "a classifier alone" if alone else "random weights" if fresh else "pretrained weights"
+        where, place = ("cpu", "on a CPU") if on_cpu else ("gpu", "on a GPU")
+        what = "a classifier alone" if alone else "random weights" if fresh else "the whole of pretrained weights"
+        seen, fewest = SEEN[where][what], FEWEST[where]
+        recipe.epochs = epochs_for_labels(pictures, seen, fewest)
+        there = epochs_for_labels(pictures, SEEN["gpu"][what])
+        longer = f"; a GPU would make {there}, which is a little better" if there > recipe.epochs else ""
         notes.append(
-            f"epochs {recipe.epochs}: about {seen:,} pictures seen, by {what} (after BiT-HyperRule, arXiv 1912.11370; the number is "
-            f"ours), of {counted(pictures, 'picture', ',')}; {FEWEST} to {MOST}"
+            f"epochs {recipe.epochs}: about {seen:,} pictures seen {place} by {what} (after BiT-HyperRule, arXiv 1912.11370; the number "
+            f"is ours), of {counted(pictures, 'picture', ',')}; {fewest} to {MOST}{longer}"
         )
     if alone:
         return notes
@@ -43,22 +58,22 @@ def fill_tuning(recipe: ClassifyRecipe, pictures: int) -> list[str]:
             notes.append(
                 "learning rate 0.0005: likewise, there for a batch of 256; not scaled here, for small batches are many steps (ours)"
             )
-    if "label_smoothing" not in head.model_fields_set:
+    if "label_smoothing" not in head.model_fields_set and recipe.epochs >= SMOOTHED_FROM:
         head.label_smoothing = 0.1
-        notes.append("label smoothing 0.1: as timm's and MAE's fine-tuning (arXiv 2111.06377, table 9)")
+        notes.append(f"label smoothing 0.1: {SMOOTHED_FROM} passes or more, as timm's and MAE's fine-tuning (arXiv 2111.06377, table 9)")
     if "mixup" not in head.model_fields_set and pictures > BIT_SMALL:
         head.mixup = 0.1
         notes.append(f"mixup 0.1: more than {BIT_SMALL:,} pictures (BiT-HyperRule, arXiv 1912.11370)")
     return notes
 
 
-def epochs_for_labels(pictures: int, seen: int) -> int:
+def epochs_for_labels(pictures: int, seen: int, fewest: int = FEWEST["gpu"]) -> int:
     """Passes such that about as many pictures are seen however many there are.
 
     >>> [epochs_for_labels(n, 64_000) for n in (100, 1_000, 3_000, 50_000)]
     [200, 64, 21, 10]
     """
-    return min(MOST, max(FEWEST, round(seen / pictures)))
+    return min(MOST, max(fewest, round(seen / pictures)))
 
 
 def attends(recipe: ClassifyRecipe) -> bool:
