@@ -12,14 +12,14 @@ def projector(
     *,
     layers: int = 2,
     norm: bool = True,
-    last: Literal["norm", "bias", "plain"] = "norm",
+    last: Literal["norm", "scaled_norm", "bias", "plain"] = "norm",
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Linear layers with batch norm and activation between them, `(B, in_dim)` -> `(B, out_dim)`.
 
     Methods differ in the last layer, and the differences matter to them: `norm` ends with a batch norm without scale and shift (MoCo v3,
-    SimSiam; SimCLR's code leaves out the shift alone), `bias` with a plain linear layer (BYOL, MoCo v2), `plain` with one without bias
-    (Barlow Twins, VICReg). Linear layers in front of a batch norm have no bias: the norm would take it out again.
+    SimSiam), `scaled_norm` with one without shift (SimCLR), `bias` with a plain linear layer (BYOL, MoCo v2), `plain` with one without
+    bias (Barlow Twins, VICReg). Linear layers in front of a batch norm have no bias: the norm would take it out again.
 
     Args:
         in_dim: width of what goes in.
@@ -40,4 +40,8 @@ def projector(
     steps.append(nn.Linear(sizes[-2], out_dim, bias=last == "bias"))
     if last == "norm":
         steps.append(nn.BatchNorm1d(out_dim, affine=False))
+    elif last == "scaled_norm":
+        norm_ = nn.BatchNorm1d(out_dim)
+        norm_.register_parameter("bias", None)
+        steps.append(norm_)
     return nn.Sequential(*steps)

@@ -46,7 +46,8 @@ class SimCLR(Module):
     ) -> None:
         super().__init__(backbone, **common)
         self.temperature = temperature
-        self.projector = projector(self.face.width, projector_hidden, projector_out, layers=projector_layers)
+        # As in the authors' code (`center=use_bias`): the last batch norm has a scale to learn, and no shift.
+        self.projector = projector(self.face.width, projector_hidden, projector_out, layers=projector_layers, last="scaled_norm")
         self.load_rest_of(common.get("weights"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
