@@ -114,6 +114,15 @@ def test_half_precision_logits_are_measured_in_full():
     assert measured(logits.bfloat16(), labels) == pytest.approx(measured(logits.bfloat16().float(), labels), abs=1e-6)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_diverged_is_measured_without_a_crash(value):
+    logits, labels = scores(pictures=20)
+    logits[3, 2] = value
+    assert np.isnan(measured(logits, labels)["ece"])
+    several = measured(logits, torch.nn.functional.one_hot(labels, 7), labels="multi")
+    assert 0 <= several["auroc"] <= 1
+
+
 def test_unknown_labels_are_refused():
     with pytest.raises(UserError, match="labels: got 'many'; allowed: single, multi"):
         classification_metrics(3, "many")

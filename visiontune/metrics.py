@@ -186,6 +186,8 @@ class _Histograms(Metric):
     def update(self, logits: Tensor, truth: Tensor) -> None:
         K = logits.shape[1]
         odds = logits.float() if self.multi else log_odds(logits)
+        # A network that diverged is told of by its loss; here it must only not be an index.
+        odds = odds.nan_to_num(nan=0.0, posinf=1e4, neginf=-1e4)
         squashed = 0.5 + 0.5 * odds / (8 + odds.abs())
         bins = (squashed * self.bins).long().clamp(max=self.bins - 1)  # (B, K)
         places = (bins + torch.arange(K, device=bins.device) * self.bins).flatten()
@@ -270,7 +272,8 @@ class CalibrationError(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         score, said = logits.float().softmax(dim=1).max(dim=1)
-        bins = (score * self.bins).long().clamp(max=self.bins - 1)
+        # nan is no index; it stays in the sums, so that the error is nan, too
+        bins = (score.nan_to_num(nan=0.0) * self.bins).long().clamp(max=self.bins - 1)
         self.right.index_add_(0, bins, (said == labels).float())
         self.certainty.index_add_(0, bins, score)
         self.count.index_add_(0, bins, torch.ones_like(score))
