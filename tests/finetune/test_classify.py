@@ -224,6 +224,10 @@ def test_rare_classes_count_as_much_where_weights_are_asked_for():
         ({"class_weights": "balanced"}, "head.class_weights: needs class_counts, the number of training pictures of each of the 3 classes"),
         ({"logit_adjustment": 1.0, "class_counts": [1, 2, 3], "labels": "multi"}, "for several take head.class_weights=balanced"),
         ({"logit_adjustment": 1.0, "class_counts": [1, 0, 3]}, "class '1' has no training picture"),
+        (
+            {"labels": "multi", "class_weights": "balanced", "class_counts": [4, 1, 2], "pictures": 4},
+            "every training picture has class '0'",
+        ),
         ({"class_weights": "balanced", "class_counts": [1, 2, 3], "labels": "multi"}, "needs pictures, the number of training pictures"),
         ({"class_weights": "some"}, "class_weights: got 'some'; expected one of 'none', 'balanced'"),
         ({"ema": 1.5}, "ema: got 1.5; expected a number below 1"),

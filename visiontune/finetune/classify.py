@@ -266,6 +266,9 @@ class Classifier(Module):
         elif self.labels == "multi":
             if pictures is None:
                 raise UserError(f"{key}: needs pictures, the number of training pictures, where labels are multi")
+            if full := [name for name, n in zip(self.class_names, counts, strict=True) if n >= pictures]:
+                # its weight would be 0, and it would never be learned
+                raise UserError(f"{key}: every training picture has class {full[0]!r}; leave that class or {key} out")
             weights = balanced_positive_weights(counts, pictures)
         else:
             weights = balanced_weights(counts)
