@@ -336,3 +336,20 @@ def test_a_run_whose_validation_pictures_are_all_broken_is_kept_all_the_same(run
     assert "no picture of" in capsys.readouterr().out
     assert visiontune.load(tmp_path / "run").class_names == ("lying", "standing")
     assert not (tmp_path / "run" / "classes.csv").exists()
+
+
+def test_scores_of_a_device_without_float64_are_averaged_on_the_cpu():
+    class OnMps:
+        """Logits that have to leave their device before they can be float64."""
+
+        def __init__(self, logits):
+            self.logits = logits
+
+        def cpu(self):
+            return self.logits
+
+    images = torch.rand(2, 3, 4, 4)
+    both = mirrored(lambda x: OnMps(x[:, :, 0, 0]), several=False)(images)
+    plain = mirrored(lambda x: x[:, :, 0, 0], several=False)(images)
+    assert both.dtype == torch.float64
+    assert torch.equal(both, plain)

@@ -284,7 +284,8 @@ def mirrored(logits_of: Callable[[Tensor], Tensor], *, several: bool, temperatur
     """Logits whose scores at this temperature are the mean of the scores of a picture and of its mirror image."""
 
     def both(images: Tensor) -> Tensor:
-        views = torch.stack([logits_of(x).double() for x in (images, images.flip(-1))]) / temperature
+        # on the CPU, for mps has no float64
+        views = torch.stack([logits_of(x).cpu().double() for x in (images, images.flip(-1))]) / temperature
         if several:
             return temperature * torch.logit(views.sigmoid().mean(dim=0), eps=1e-12)
         return temperature * (views.log_softmax(dim=2).logsumexp(dim=0) - torch.log(torch.tensor(2.0)))
