@@ -12,6 +12,7 @@ from visiontune.backbones import create, embed
 from visiontune.errors import UserError
 from visiontune.export import export_weights_file, image_statistics, save_timm_folder
 from visiontune.predict import load, load_or_create
+from visiontune.verbs.models import _device
 
 SWIN = {"name": "swin_tiny_patch4_window7_224"}
 SWIN["args"] = {"patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}
@@ -117,3 +118,14 @@ def test_config_json_says_nothing_of_what_is_usual(tuned, make_exported):
     assert not {"labels", "temperature", "thresholds"} & json.loads((tuned / "config.json").read_text()).keys()
     model = load(make_exported(labels="multi", temperature=1.5, thresholds=[0.25] * 4))
     assert (model.several, model.temperature, model.thresholds.tolist()) == (True, 1.5, [0.25] * 4)
+
+
+@pytest.mark.parametrize(
+    ("fastest", "cuda", "chosen"), [("cuda:0", False, "cpu"), ("mps", False, "cpu"), ("cuda:0", True, "cuda:0"), ("cpu", True, "cpu")]
+)
+def test_an_onnx_file_is_given_a_device_that_onnxruntime_has(monkeypatch, fastest, cuda, chosen):
+    monkeypatch.setattr("visiontune.predict.devices", lambda: [fastest])
+    monkeypatch.setattr("visiontune.export.onnx_graph.has_cuda", lambda: cuda)
+    assert _device("auto", "flowers.onnx") == chosen
+    assert _device("auto", "runs/flowers") == fastest
+    assert _device("cuda:1", "flowers.onnx") == "cuda:1"

@@ -30,6 +30,7 @@ OLDEST_OPSET, NEWEST_OPSET = 18, 23
 TOLERANCE = 1e-4
 # Half precision has 11 bits, 5e-4 a rounding, and deep networks round often: 1e-3 to 1.3e-2, see benchmarks/onnx_parity.csv.
 TOLERANCE_FP16 = 2e-2
+CUDA_PROVIDER = "CUDAExecutionProvider"
 # Bytes that protobuf holds in one file.
 LARGEST = 2**31 - 2**20
 CURE = "pip install 'visiontune[onnx]'"
@@ -179,18 +180,31 @@ def open_session(path: Path, device: str = "cpu") -> Any:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"load: {path} needs onnxruntime; {CURE}") from error
-    providers = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}.get(device.partition(":")[0])
+    kind, _, number = device.partition(":")
+    wanted = {"cpu": "CPUExecutionProvider", "cuda": CUDA_PROVIDER}.get(kind)
     available = onnxruntime.get_available_providers()
-    if providers is None or providers[0] not in available:
+    if wanted not in available:
         raise UserError(f"--device: got {device!r}, and this onnxruntime computes by {', '.join(available)}; take --device cpu")
     if not path.is_file():
         raise UserError(f"load: there is no file {path}")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if kind == "cuda":
+        providers.insert(0, (CUDA_PROVIDER, {"device_id": number or "0"}))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised; the rest is advice about a graph that nobody here writes by hand
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's own, of many kinds
         raise UserError(f"load: onnxruntime cannot read {path}: {str(error).splitlines()[0][:200]}") from error
+
+
+def has_cuda() -> bool:
+    """Whether there is an onnxruntime that computes by CUDA; the usual package does not, whatever torch does."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    return CUDA_PROVIDER in onnxruntime.get_available_providers()
 
 
 def _trace(graph: Graph, config: dict[str, Any], pictures: Tensor, opset: int, dynamic: bool) -> Any:

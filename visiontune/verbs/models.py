@@ -23,7 +23,7 @@ def predict(argv: list[str]) -> int:
     from visiontune.errors import counted
     from visiontune.predict import from_words, load, write_csv
 
-    model, sources, told = load(args.run, device=_device(args.device)), from_words(args.paths, key="predict"), _Told()
+    model, sources, told = load(args.run, device=_device(args.device, args.run)), from_words(args.paths, key="predict"), _Told()
     found = model.predict(sources, top=args.top, batch_size=args.batch_size, workers=args.workers, tta=args.tta)
     if args.csv:
         writable(args.csv)
@@ -54,7 +54,7 @@ def evaluate(argv: list[str]) -> int:
 
     if args.csv:
         writable(args.csv)
-    where = {"out": args.out, "csv": args.csv, "device": _device(args.device)}
+    where = {"out": args.out, "csv": args.csv, "device": _device(args.device, args.run)}
     result, folder, notes = run(args.run, args.data, tta=args.tta, overrides=args.overrides, part=args.part, progress=progress_of, **where)
     print("\n".join([*notes, words(folder, result), f"report: {folder.absolute() / 'report.html'}"]))
     return 0
@@ -73,7 +73,7 @@ def embed(argv: list[str]) -> int:
     from visiontune.predict import check_format, from_words, load_or_create, write_embeddings
 
     check_format(Path(args.out))
-    model = load_or_create(args.model, weights=args.weights, image_size=args.image_size, device=_device(args.device))
+    model = load_or_create(args.model, weights=args.weights, image_size=args.image_size, device=_device(args.device, args.model))
     sources, told = from_words(args.paths, key="embed"), _Told()
     found = model.embeddings(sources, batch_size=args.batch_size, workers=args.workers)
     count, width = write_embeddings(_watched(found, sources.total), Path(args.out), on_broken=told)
@@ -127,10 +127,15 @@ def _count(text: str) -> int:
     return number
 
 
-def _device(name: str) -> str:
+def _device(name: str, model: str) -> str:
+    from visiontune.export.onnx_graph import has_cuda
     from visiontune.predict import devices
 
-    return devices()[0] if name == "auto" else name
+    if name != "auto":
+        return name
+    fastest = devices()[0]
+    # An ONNX file is run by onnxruntime, which may lack the device that torch has.
+    return "cpu" if model.endswith(".onnx") and not (fastest.startswith("cuda") and has_cuda()) else fastest
 
 
 class _Told:
