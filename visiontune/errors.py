@@ -24,10 +24,10 @@ def readable(text: str) -> str:
 def counted(number: float, noun: str, form: str = "") -> str:
     """A number with its noun.
 
-    >>> counted(1, "epoch"), counted(2, "epoch"), counted(3, "batch"), counted(12000, "class", ",")
-    ('1 epoch', '2 epochs', '3 batches', '12,000 classes')
+    >>> counted(1, "epoch"), counted(2, "box"), counted(3, "batch"), counted(12000, "class", ",")
+    ('1 epoch', '2 boxes', '3 batches', '12,000 classes')
     """
-    plural = f"{noun}es" if noun.endswith(("s", "tch")) else f"{noun}s"
+    plural = f"{noun}es" if noun.endswith(("s", "x", "tch")) else f"{noun}s"
     return f"{number:{form}} {noun if number == 1 else plural}"
 
 

@@ -70,7 +70,7 @@ class PictureData(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None or trainer.world_size == 1:
             return
-        mine = "; ".join(table.fingerprint() for table in (self.train, self.val) if table is not None)
+        mine = self._fingerprint()
         theirs = trainer.strategy.broadcast(mine)
         alike = trainer.strategy.reduce_boolean_decision(mine == theirs, all=True)
         if not alike:
@@ -78,6 +78,9 @@ class PictureData(L.LightningDataModule):
                 f"data: the training processes found different pictures in {self.train.root} or for validation ({mine} here, {theirs} "
                 "in the first one): it changed while they started; start again when nothing writes to it"
             )
+
+    def _fingerprint(self) -> str:
+        return "; ".join(table.fingerprint() for table in (self.train, self.val) if table is not None)
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None

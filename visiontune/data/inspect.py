@@ -117,26 +117,37 @@ def inspect(
     first: dict[bytes, int] = {}
     groups: dict[bytes, list[int]] = {}
     sizes: Counter[int] = Counter()
+    for look in look_at_all(table, reading=reading, processes=processes, progress=progress):
+        if look.cause:
+            findings.broken.append((look.index, look.cause))
+            continue
+        if look.digest in first:
+            groups.setdefault(look.digest, [first[look.digest]]).append(look.index)
+        first.setdefault(look.digest, look.index)
+        short = min(look.height, look.width)
+        sizes[short] += 1
+        if short < tiny:
+            findings.tiny.append((look.index, look.height, look.width))
+    findings.duplicates = sorted(groups.values())
+    findings.sizes = np.repeat(np.array(sorted(sizes), dtype=np.int32), [sizes[s] for s in sorted(sizes)])
+    return findings
+
+
+def look_at_all(
+    table: PictureTable,
+    *,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
+    processes: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Look]:
+    """Every picture read and decoded, in the table's order; arguments as of `inspect`."""
     # Small tables, not the whole one with each chunk.
     numbers = (range(start, min(start + CHUNK, len(table))) for start in range(0, len(table), CHUNK))
     chunks = ((part.start, table.take(part)) for part in numbers)
     for looks in over(partial(_look_at, reading), chunks, processes or available_cores()):
         if progress is not None and looks:
             progress(looks[-1].index + 1)
-        for look in looks:
-            if look.cause:
-                findings.broken.append((look.index, look.cause))
-                continue
-            if look.digest in first:
-                groups.setdefault(look.digest, [first[look.digest]]).append(look.index)
-            first.setdefault(look.digest, look.index)
-            short = min(look.height, look.width)
-            sizes[short] += 1
-            if short < tiny:
-                findings.tiny.append((look.index, look.height, look.width))
-    findings.duplicates = sorted(groups.values())
-    findings.sizes = np.repeat(np.array(sorted(sizes), dtype=np.int32), [sizes[s] for s in sorted(sizes)])
-    return findings
+        yield from looks
 
 
 def _look_at(reading: Reading, chunk: tuple[int, PictureTable]) -> list[Look]:

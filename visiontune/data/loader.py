@@ -98,7 +98,7 @@ def collate_repeats(items: list[Item]) -> list[dict[str, Any]]:
     if not kept:
         return [{"images": [], "labels": labels, "broken": broken}]
     by_repeat = [list(zip(*repeat, strict=True)) for repeat in zip(*(repeats for repeats, _ in kept), strict=True)]
-    images = iter(_stacked([view for repeat in by_repeat for view in repeat]))
+    images = iter(stacked([view for repeat in by_repeat for view in repeat]))
     return [
         {"images": [next(images) for _ in repeat], "labels": labels, "broken": broken if r == 0 else []}
         for r, repeat in enumerate(by_repeat)
@@ -111,7 +111,7 @@ def _labels(labels: Sequence[int | np.ndarray], *, like: int | np.ndarray) -> to
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _stacked(views: Sequence[Sequence[np.ndarray]]) -> list[torch.Tensor]:
+def stacked(views: Sequence[Sequence[np.ndarray]]) -> list[torch.Tensor]:
     """`(B, C, H, W)` of each view's pictures `(H, W, C)`, all in one piece of memory.
 
     In a worker it is memory that it shares with its parent, which saves copying it there; one piece, since each costs an open file.
@@ -142,13 +142,22 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def make_loader(dataset: Pictures, order: Any, *, workers: int) -> Any:
-    """Batches of pictures in an order; those of training may come several times, and start where the run is."""
+def make_loader(dataset: Any, order: Any, *, workers: int, collate_fn: Callable[..., Any] | None = None) -> Any:
+    """Batches of pictures in an order; those of training may come several times, and start where the run is.
+
+    Args:
+        dataset: `Pictures`, or what else takes the order's keys.
+        order: a batch sampler.
+        workers: loader processes.
+        collate_fn: items to a batch; None: as `Pictures` gives them.
+    """
+    if collate_fn is None:
+        collate_fn = collate if dataset.repeats == 1 else collate_repeats
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=collate if dataset.repeats == 1 else collate_repeats,
+        collate_fn=collate_fn,
         worker_init_fn=_start_worker,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),

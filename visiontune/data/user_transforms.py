@@ -46,8 +46,12 @@ class UserTransforms:
         return {"spec": self.spec, "_compose": None}
 
 
-def compose(spec: Spec) -> Any:
+def compose(spec: Spec, **more: Any) -> Any:
     """An `albumentations.Compose`.
+
+    Args:
+        spec: what the recipe says.
+        more: of the Compose, such as `bbox_params`; of a saved pipeline they replace its own.
 
     Raises:
         UserError: for a name or a setting that albumentations does not know.
@@ -67,11 +71,13 @@ def compose(spec: Spec) -> Any:
                 loaded = A.from_dict(found)
             except Exception as error:
                 raise UserError(f"{KEY}: {spec} is not a pipeline that albumentations {A.__version__} can load: {error}") from error
-            return loaded if isinstance(loaded, A.Compose) else A.Compose([loaded])
+            if isinstance(loaded, A.Compose) and not more:
+                return loaded
+            return A.Compose(list(loaded.transforms) if isinstance(loaded, A.Compose) else [loaded], **more)
         if not isinstance(found, list):
             raise UserError(f"{KEY}: {spec} holds neither a list of transforms nor a pipeline saved by albumentations")
         spec = found
-    return A.Compose([_transform(A, item) for item in spec])
+    return A.Compose([_transform(A, item) for item in spec], **more)
 
 
 def _transform(A: Any, item: Any) -> Any:
