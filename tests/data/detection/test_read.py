@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.data.detection.sets import CLASSES, coco_of, voc_file, voc_object, write_coco, write_set
+from visiontune.data.decode import Reading
 from visiontune.data.detection.read import format_of, read_boxes
 from visiontune.data.detection.table import align_classes
 from visiontune.errors import UserError
@@ -157,6 +158,39 @@ def test_sizes_that_annotations_leave_out_come_from_the_files(made, kind):
     write_coco(made, said)
     (made.root / "Annotations" / "a.xml").write_text(f"<annotation>{voc_object('dog', (11, 6, 30, 25))}</annotation>")
     assert read_boxes(**made.of(kind)).sizes.tolist() == [[48, 64], [40, 40], [80, 32]]
+
+
+def test_coco_files_may_name_whole_paths_and_number_by_names(made):
+    said = coco_of(made)
+    for kind, ids in (("images", ("id", "image_id")), ("categories", ("id", "category_id"))):
+        for entry in said[kind]:
+            entry["id"] = f"n{entry['id']}"
+        for annotation in said["annotations"]:
+            annotation[ids[1]] = f"n{annotation[ids[1]]}"
+    for entry in said["images"]:
+        entry["file_name"] = str(made.images / entry["file_name"])
+    write_coco(made, said)
+    table = read_boxes(**made.coco)
+    assert (table.category_ids, table.picture_ids) == (None, None)
+    assert table.pictures.path(0) == str(made.images / "a.png")
+    assert np.diff(table.offsets).tolist() == [2, 0, 1]
+
+
+def test_sizes_of_pictures_with_other_channels_are_read(made):
+    for name, ((w, h), _) in made.things.items():
+        (made.images / name).unlink()
+        np.save((made.images / name).with_suffix(".npy"), np.zeros((h, w, 5), np.uint8))
+    table = read_boxes(**made.yolo, reading=Reading(channels=5))
+    assert table.sizes.tolist() == [[48, 64], [40, 40], [80, 32]]
+    assert len(table.label) == 3
+
+
+def test_shards_have_no_boxes(made):
+    (made.images / "0.tar").write_bytes(b"")
+    for file in made.images.glob("*.png"):
+        file.unlink()
+    with pytest.raises(UserError, match="data.train.images: .*holds shards; pictures with boxes are read from files"):
+        read_boxes(**made.yolo)
 
 
 # ---------------------------------------------------------------- classes of validation

@@ -9,28 +9,30 @@ from typing import Any
 
 import numpy as np
 
+from visiontune.data.decode import Reading
 from visiontune.data.detection.sizes import picture_sizes
 from visiontune.data.detection.table import BoxTable, Problem
-from visiontune.data.missing import missing_files
+from visiontune.data.missing import missing_files, rooted
 from visiontune.data.table import PictureTable
 from visiontune.errors import UserError, counted, near, some
 
 NEEDED = ("images", "annotations", "categories")
 
 
-def read_coco(images: str, file: str, *, key: str) -> BoxTable:
+def read_coco(images: str, file: str, *, key: str, reading: Reading) -> BoxTable:
     """The boxes of a COCO file; classes in the order of their numbers.
 
     Args:
         images: the folder that `file_name` is relative to.
         file: the JSON.
         key: the recipe's, for messages.
+        reading: how files become pixels, where the JSON does not say their sizes.
 
     Raises:
         UserError: if it is no such file, or none of its pictures is there.
     """
     said = _load(file, key)
-    categories = sorted(_entries(said, "categories", ("id", "name"), file, key), key=lambda c: c["id"])
+    categories = sorted(_entries(said, "categories", ("id", "name"), file, key), key=lambda c: (isinstance(c["id"], str), c["id"]))
     pictures = _entries(said, "images", ("id", "file_name"), file, key)
     annotations = _entries(said, "annotations", ("image_id", "category_id"), file, key)
     names = [str(c["name"]) for c in categories]
@@ -38,7 +40,7 @@ def read_coco(images: str, file: str, *, key: str) -> BoxTable:
         raise UserError(f"{key}: {file}: several categories have the name {some(map(repr, twice))}; give each its own")
     number = _numbers([p["id"] for p in pictures], "images", file, key)
     label_of = _numbers([c["id"] for c in categories], "categories", file, key)
-    table = PictureTable.of(images, [os.fsencode(str(p["file_name"])) for p in pictures])
+    table = PictureTable.of(*rooted(images, [os.fsencode(str(p["file_name"])) for p in pictures]))
     _must_be_there(table, file, key)
 
     problems: list[Problem] = []
@@ -64,7 +66,7 @@ def read_coco(images: str, file: str, *, key: str) -> BoxTable:
     sizes = np.array([[_pixels(p.get("height")), _pixels(p.get("width"))] for p in pictures], dtype=np.int32).reshape(-1, 2)
     if not sizes.all():  # some files leave them out
         unsaid = np.flatnonzero(~sizes.all(axis=1))
-        sizes[unsaid] = picture_sizes(table.take(unsaid.tolist()))
+        sizes[unsaid] = picture_sizes(table.take(unsaid.tolist()), reading=reading)
     return BoxTable.of(
         table,
         owner,
@@ -74,8 +76,8 @@ def read_coco(images: str, file: str, *, key: str) -> BoxTable:
         sizes=sizes,
         crowd=crowd,
         area=area,
-        category_ids=[c["id"] for c in categories],
-        picture_ids=[p["id"] for p in pictures] if all(isinstance(p["id"], int) for p in pictures) else None,
+        category_ids=_whole_numbers(categories),
+        picture_ids=_whole_numbers(pictures),
         source=file,
         problems=problems,
     )
@@ -105,7 +107,7 @@ def _load(file: str, key: str) -> dict[str, Any]:
 
 def _entries(said: dict[str, Any], name: str, needed: tuple[str, ...], file: str, key: str) -> list[dict[str, Any]]:
     for i, entry in enumerate(said[name]):
-        missing = [n for n in needed if not isinstance(entry, dict) or not isinstance(entry.get(n), int | str)]
+        missing = [n for n in needed if not isinstance(entry, dict) or not isinstance(entry.get(n), int | float | str)]
         if missing:
             has = some(map(repr, entry), 10) if isinstance(entry, dict) else str(entry)[:40]
             raise UserError(f"{key}: {file}: {name}[{i}] has no {missing[0]!r}; it has {has}")
@@ -119,6 +121,12 @@ def _numbers(ids: list[Any], what: str, file: str, key: str) -> dict[Any, int]:
         twice = [v for v in ids if v in seen or seen.add(v)]  # type: ignore[func-returns-value]
         raise UserError(f"{key}: {file}: {what} share ids: {some(twice)}; each needs its own, for annotations to name it")
     return number
+
+
+def _whole_numbers(entries: list[dict[str, Any]]) -> list[int] | None:
+    """Ids, where they are numbers; some tools write names."""
+    ids = [entry["id"] for entry in entries]
+    return None if any(isinstance(value, str) for value in ids) else [int(value) for value in ids]
 
 
 def _is_box(box: Any) -> bool:

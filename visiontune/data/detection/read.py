@@ -5,12 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from visiontune.data.decode import Reading
 from visiontune.data.detection.coco import read_coco
 from visiontune.data.detection.pairing import Stems, annotation_files, choose
 from visiontune.data.detection.table import BoxTable, align_classes
 from visiontune.data.detection.voc import read_voc
 from visiontune.data.detection.yolo import NAME_LISTS, read_yolo
 from visiontune.data.folder import missing_folder
+from visiontune.data.shards import is_shards
 from visiontune.errors import UserError, counted, some
 
 # Annotations that nobody can follow: to go on without them would teach that there is nothing.
@@ -26,6 +28,7 @@ def read_boxes(
     classes: Sequence[str] | None = None,
     key: str = "data.train",
     strict: bool = True,
+    reading: Reading = Reading(),  # noqa: B008 (frozen)
 ) -> BoxTable:
     """Pictures and their boxes. The format is that of what lies there.
 
@@ -36,21 +39,25 @@ def read_boxes(
         classes: names in the order of their numbers, such as those of the training for its validation; None: those of the annotations.
         key: the recipe's key, for messages.
         strict: annotations that cannot be understood are an error; else they are left out and kept as `problems`.
+        reading: how files become pixels, for their sizes.
 
     Raises:
         UserError: if something is missing, cannot be understood, or has a class that `classes` has not.
     """
     if not os.path.isdir(images):
         raise UserError(missing_folder(f"{key}.images", images))
-    if format_of(boxes, key=key) == "coco":
-        table = read_coco(images, boxes, key=key)
+    if is_shards(images):
+        raise UserError(f"{key}.images: {images} holds shards; pictures with boxes are read from files: unpack the .tar first")
+    kind = format_of(boxes, key=key)
+    if kind == "coco":
+        table = read_coco(images, boxes, key=key, reading=reading)
         if split is not None:
             part = table.take(choose(Stems.of(table.pictures), split, key=key))
             table = replace(part, problems=tuple(p._replace(picture=-1) for p in table.problems))
-    elif format_of(boxes, key=key) == "voc":
-        table = read_voc(images, boxes, split=split, key=key)
+    elif kind == "voc":
+        table = read_voc(images, boxes, split=split, key=key, reading=reading)
     else:
-        table = read_yolo(images, boxes, split=split, names=None if classes is None else tuple(classes), key=key)
+        table = read_yolo(images, boxes, split=split, names=None if classes is None else tuple(classes), key=key, reading=reading)
     if strict:
         _raise_for(table, key)
     if classes is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from visiontune.data.decode import Reading
 from visiontune.data.detection.pairing import Stems, annotation_files, choose
 from visiontune.data.detection.sizes import picture_sizes
 from visiontune.data.detection.table import BoxTable, Problem
@@ -33,7 +34,7 @@ class Annotation:
     from_zero: bool
 
 
-def read_voc(images: str, folder: str, *, split: str | None, key: str) -> BoxTable:
+def read_voc(images: str, folder: str, *, split: str | None, key: str, reading: Reading) -> BoxTable:
     """The boxes of a folder of XML files; classes in alphabetical order.
 
     Args:
@@ -41,6 +42,7 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str) -> BoxTab
         folder: the XML files.
         split: a text file of names, to take those alone.
         key: the recipe's, for messages.
+        reading: how files become pixels, where the XML does not say their sizes.
 
     Raises:
         UserError: if nothing fits together.
@@ -81,7 +83,7 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str) -> BoxTab
     size = np.array(sizes, dtype=np.int32).reshape(-1, 2)
     if not size.all():
         unsaid = np.flatnonzero(~size.all(axis=1))
-        size[unsaid] = picture_sizes(table.take(unsaid.tolist()))
+        size[unsaid] = picture_sizes(table.take(unsaid.tolist()), reading=reading)
     classes = sorted({row[1] for row in rows})
     counts = "from 0: a 0 or a fraction occurs among them" if from_zero else "from 1, the last one within the box, as Pascal VOC has it"
     return BoxTable.of(
@@ -93,7 +95,7 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str) -> BoxTab
         sizes=size,
         crowd=np.array([row[3] for row in rows], dtype=bool),
         source=folder,
-        notes=[f"{key}: pixels in {folder} are counted {counts}"],
+        notes=[*listed.notes, f"{key}: pixels in {folder} are counted {counts}"],
         problems=problems,
     )
 

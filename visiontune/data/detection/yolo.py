@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from visiontune.data.decode import Reading
 from visiontune.data.detection.pairing import Stems, annotation_files, choose, stem
 from visiontune.data.detection.sizes import picture_sizes
 from visiontune.data.detection.table import BoxTable, Problem
@@ -23,7 +24,7 @@ LEVELS = 3
 MOST = 2.0
 
 
-def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, ...] | None, key: str) -> BoxTable:
+def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, ...] | None, key: str, reading: Reading) -> BoxTable:
     """The boxes of a folder of text files; classes in the order of their numbers.
 
     Args:
@@ -32,11 +33,12 @@ def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, 
         split: a text file of names, to take those alone.
         names: of the classes, where there is no file of them.
         key: the recipe's, for messages.
+        reading: how files become pixels: their sizes are needed here.
 
     Raises:
         UserError: if nothing fits together, or nobody says what the classes are called.
     """
-    table = list_pictures(images, key=f"{key}.images")
+    listed = table = list_pictures(images, key=f"{key}.images")
     stems = Stems.of(table)
     if split is not None:
         table = table.take(choose(stems, split, key=key))
@@ -68,13 +70,13 @@ def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, 
                         "images/train belongs to labels/train")  # fmt: skip
     if split is None:
         problems += [Problem("no picture", os.path.join(folder, file), f"no picture {stem(file)} in {images}") for file in without]
-    sizes = picture_sizes(table)
+    sizes = picture_sizes(table, reading=reading)
     owner = np.array(owners, dtype=np.int64)
     numbers = np.array(rows, dtype=np.float64).reshape(-1, 5)
     read = sizes[owner].all(axis=1)  # without its size a picture's shares cannot become pixels; it cannot be shown, either
     owner, numbers = owner[read], numbers[read]
     corners = np.concatenate([numbers[:, 1:3] - numbers[:, 3:] / 2, numbers[:, 1:3] + numbers[:, 3:] / 2], axis=1)
-    notes = [f"{key}: names of the classes from {where}"] if own else []
+    notes = [*listed.notes, *([f"{key}: names of the classes from {where}"] if own else [])]
     empty = len(table) - len(np.unique(owner))
     if empty:
         notes.append(f"{key}: {counted(empty, 'picture', ',')} of {len(table):,} without boxes")
