@@ -75,7 +75,7 @@ def split_off(table: PictureTable, fraction: float, *, seed: int) -> tuple[Pictu
 
 def _stratified(table: PictureTable, *, seed: int, fraction: float | None, per_class: int | None = None) -> list[int]:
     if table.targets is not None:
-        return _stratified_targets(table.targets, seed=seed, fraction=fraction, per_class=per_class)
+        return stratified_targets(table.targets, seed=seed, fraction=fraction, per_class=per_class)
     assert table.labels is not None
     chosen: list[int] = []
     for k in range(len(table.classes)):
@@ -86,8 +86,11 @@ def _stratified(table: PictureTable, *, seed: int, fraction: float | None, per_c
     return chosen
 
 
-def _stratified_targets(targets: np.ndarray, *, seed: int, fraction: float | None, per_class: int | None) -> list[int]:
-    """Whether a picture is taken depends on its place among those of a class or group alone, so that smaller parts lie in larger ones."""
+def stratified_targets(targets: np.ndarray, *, seed: int, fraction: float | None, per_class: int | None = None) -> list[int]:
+    """Numbers of pictures by what they show, `targets` `(N, K)`: the first of each class, and a share of those with the same rarest one.
+
+    Whether a picture is taken depends on its place among those of a class or group alone, so that smaller parts lie in larger ones.
+    """
     N, K = targets.shape
     order = np.random.default_rng(seed).permutation(N)
     has = np.concatenate([targets, ~targets.any(axis=1, keepdims=True)], axis=1).astype(bool)[order]  # (N, K + 1): the last is "no label"

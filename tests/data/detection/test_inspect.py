@@ -84,13 +84,20 @@ def test_faults_of_pictures_are_named(made):
     assert problems[3].detail.endswith("as " + str(made.images / "a.png"))
 
 
+def test_a_picture_that_a_file_lists_twice_is_found(made):
+    said = coco_of(made)
+    said["images"].append(said["images"][0] | {"id": 500})
+    write_coco(made, said)
+    (problem,) = found(read_boxes(**made.coco)).problems
+    assert (problem.kind, problem.picture) == ("same picture", 3)
+
+
 def test_pictures_of_the_validation_that_are_in_the_training_are_found_by_content(made, tmp_path):
     other = write_set(tmp_path / "val", {"z.png": made.things["c.png"], "y.png": ((50, 50), [("dog", (5, 5, 20, 20))])})
     findings = found(read_boxes(**made.coco), read_boxes(**other.coco, key="data.val"))
     (problem,) = findings.problems
     assert (problem.kind, problem.detail) == ("in both", f"as {made.images / 'c.png'}")
     assert problem.path == str(other.images / "z.png")
-    # the same folder named twice, with the same split: all of it
     assert findings.counts() == {"in both": 1}
     assert found(read_boxes(**made.coco), read_boxes(**made.voc)).counts() == {"in both": 3}
 

@@ -131,7 +131,7 @@ def _mirrored(xyxy: torch.Tensor, axis: int, length: int) -> torch.Tensor:
 
 def coloured(pixels: np.ndarray, v: BoxView, rng: np.random.Generator) -> np.ndarray:
     """SSD's photometric distortion: brightness, contrast, saturation and hue in a random order, each with its own chance."""
-    steps = []
+    steps: list[tuple[str, float]] = []
     for name in ("brightness", "contrast", "saturation", "hue"):
         strength, chance, share = getattr(v, name), rng.random(), rng.uniform(-1, 1)
         if strength and chance < v.jitter:

@@ -83,7 +83,7 @@ def inspect_boxes(
     """
     tables = (train,) if val is None else (train, val)
     problems: list[Problem] = []
-    seen: dict[bytes, tuple[int, str]] = {}  # by content: part and path
+    seen: dict[bytes, tuple[int, int]] = {}  # by content: part, and number there
     done = 0
     for part, table in enumerate(tables):
         problems += table.problems
@@ -92,9 +92,7 @@ def inspect_boxes(
             problems += _of_classes(table, unknown)
         if not pixels:
             continue
-        start = done
-        told = None if progress is None else (lambda n, start=start, tell=progress: tell(start + n))
-        for look in look_at_all(table.pictures, reading=reading, processes=processes, progress=told):
+        for look in look_at_all(table.pictures, reading=reading, processes=processes, progress=_from(done, progress)):
             path = table.pictures.path(look.index)
             if look.cause:
                 kind = "broken picture" if os.path.lexists(path) else "missing picture"
@@ -105,12 +103,17 @@ def inspect_boxes(
                 what = f"{said[1]}x{said[0]} in the annotation, {look.width}x{look.height} in the file"
                 turned = ", turned by its EXIF orientation or by hand" if tuple(said.tolist()) == (look.width, look.height) else ""
                 problems.append(Problem("other size", path, what + turned, look.index))
-            before = seen.setdefault(look.digest, (part, path))
-            if before[1] != path or before[0] != part:
-                problems.append(Problem("same picture" if before[0] == part else "in both", path, f"as {before[1]}", look.index))
+            before, index = seen.setdefault(look.digest, (part, look.index))
+            if (before, index) != (part, look.index):
+                other = f"as {tables[before].pictures.path(index)}"
+                problems.append(Problem("same picture" if before == part else "in both", path, other, look.index))
         done += len(table)
     order = list(KINDS)
     return BoxFindings(tables, sorted(problems, key=lambda p: order.index(p.kind)), looked=pixels)
+
+
+def _from(start: int, progress: Callable[[int], object] | None) -> Callable[[int], object] | None:
+    return None if progress is None else lambda done: progress(start + done)
 
 
 def _of_boxes(table: BoxTable) -> list[Problem]:

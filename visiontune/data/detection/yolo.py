@@ -52,7 +52,8 @@ def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, 
     problems: list[Problem] = []
     owners: list[int] = []
     rows: list[tuple[float, ...]] = []
-    used, without = 0, []
+    used = 0
+    without: list[str] = []
     for file in annotation_files(folder, ".txt"):
         if os.path.basename(file) in NAME_LISTS:
             continue
@@ -101,7 +102,7 @@ def _parse(path: str, picture_path: str, picture: int, K: int, problems: list[Pr
     except OSError as error:
         problems.append(Problem("unreadable annotation", path, f"cannot be read: {error.strerror}", picture))
         return []
-    found = []
+    found: list[tuple[float, ...]] = []
     for at, words in enumerate(lines, 1):
         if not words:
             continue
@@ -141,7 +142,7 @@ def _class_names(folder: str, images: str, key: str) -> tuple[tuple[str, ...], s
 
 
 def _places(folder: str, images: str) -> list[Path]:
-    places = []
+    places: list[Path] = []
     for start in (Path(folder).absolute(), Path(images).absolute()):
         places += [start, *start.parents][:LEVELS]
     return list(dict.fromkeys(places))
