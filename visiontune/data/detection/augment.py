@@ -4,6 +4,7 @@ Sizes and places are drawn before anything is decoded, and only what is seen is.
 """
 
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -176,4 +177,8 @@ def compose_boxes(spec: Spec) -> Any:
     Raises:
         UserError: for a name or a setting that albumentations does not know.
     """
-    return compose(spec, bbox_params={"format": "pascal_voc", "label_fields": ["labels"], "clip": True, "min_width": 1, "min_height": 1})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Got processor for bboxes")  # transforms of colours alone have nothing to do with boxes
+        return compose(
+            spec, bbox_params={"format": "pascal_voc", "label_fields": ["labels"], "clip": True, "min_width": 1, "min_height": 1}
+        )
