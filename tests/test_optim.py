@@ -34,6 +34,16 @@ def test_layer_decay_gives_few_groups_and_the_full_rate_to_the_head():
     assert len(groups) <= 2 * (len(vit.blocks) + 2)
 
 
+def test_a_factor_for_the_backbone_is_on_top_of_its_layer_decay_and_leaves_the_rest_alone():
+    module = nn.ModuleDict({"backbone": create("vit_tiny_patch16_224", args={"depth": 2}), "head": nn.Linear(192, 4)})
+    given = {"weight_decay": 0.1, "lr": 1.0, "backbone": module["backbone"]}
+    rates = {id(p): g["lr"] for g in optim.parameter_groups(module, **given, layer_decay=0.5, backbone_factor=0.1) for p in g["params"]}
+    alone = {id(p): g["lr"] for g in optim.parameter_groups(module, **given, layer_decay=0.5) for p in g["params"]}
+    assert {rates[id(p)] for p in module["head"].parameters()} == {1.0}
+    assert all(rates[id(p)] == pytest.approx(0.1 * alone[id(p)]) for p in module["backbone"].parameters())
+    assert len(optim.parameter_groups(module, **given, backbone_factor=0.1)) == 4
+
+
 @pytest.mark.parametrize(("rule", "expected"), [("linear", 0.4), ("sqrt", 0.2), ("none", 0.1)])
 def test_learning_rates_are_for_a_batch_of_256(rule, expected):
     assert optim.scale_lr(0.1, 1024, rule) == pytest.approx(expected)

@@ -141,6 +141,7 @@ class Module(L.LightningModule):
         self.momentum: float = defaults["momentum"] if momentum is None else momentum
         self.warmup_steps, self.total_steps, self.min_lr_factor = warmup_steps, total_steps, min_lr_factor
         self.layer_decay, self.clip = layer_decay, clip
+        self.backbone_lr_factor = 1.0  # learning rate of the backbone, as a share of the other parts'
         self._sums: dict[str, Tensor] = {}
         self._summed = 0
         self._left_out: list[nn.Parameter] = []
@@ -295,6 +296,7 @@ class Module(L.LightningModule):
             lr=self.lr,
             backbone=self.backbone,
             layer_decay=self.layer_decay,
+            backbone_factor=self.backbone_lr_factor,
             steady=self.steady_parameters(),
             late=late,
         )

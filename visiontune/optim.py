@@ -75,6 +75,7 @@ def parameter_groups(
     lr: float,
     backbone: nn.Module | None = None,
     layer_decay: float | None = None,
+    backbone_factor: float = 1.0,
     steady: Iterable[nn.Parameter] = (),
     late: Iterable[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
@@ -82,8 +83,9 @@ def parameter_groups(
 
     One-dimensional parameters (biases, norms) and what the backbone names in timm's `no_weight_decay` (position embeddings,
     tokens) are not decayed. With layer decay the learning rate of depth `d` of `L` is `lr * layer_decay ** (L - d)`; everything
-    outside the backbone has the full one. Source: BEiT (arXiv 2106.08254), section 3.2; MAE, appendix A. Groups of `steady`
-    parameters are marked so: their learning rate is not to fall. Likewise those of `late` ones, which are trained from a later step on.
+    outside the backbone has the full one. Source: BEiT (arXiv 2106.08254), section 3.2; MAE, appendix A. That of all of the
+    backbone is multiplied by `backbone_factor`, too. Groups of `steady` parameters are marked so: their learning rate is not to fall.
+    Likewise those of `late` ones, which are trained from a later step on.
 
     Raises:
         UserError: if no parameter requires a gradient.
@@ -99,6 +101,7 @@ def parameter_groups(
         depth = {id(p): order[n] for n, p in backbone.named_parameters()}
         deepest = max(order.values())
 
+    slower = set() if backbone is None else {id(p) for p in backbone.parameters()}
     even, joining = {id(p) for p in steady}, {id(p) for p in late}
     groups: dict[tuple[float, float, bool, bool, bool], dict[str, Any]] = {}
     for parameter in module.parameters():
@@ -107,6 +110,7 @@ def parameter_groups(
         adapt = parameter.ndim > 1 and id(parameter) not in undecayed
         decay = weight_decay if adapt else 0.0
         scale = layer_decay ** (deepest - depth[id(parameter)]) if layer_decay and id(parameter) in depth else 1.0
+        scale *= backbone_factor if id(parameter) in slower else 1.0
         key = (decay, scale, adapt, id(parameter) in even, id(parameter) in joining)
         marks = {"adapt": adapt, "steady": key[3], "late": key[4]}
         group = groups.setdefault(key, {"params": [], "weight_decay": decay, "lr": lr * scale, **marks})
