@@ -7,6 +7,7 @@ from timm.layers import freeze_batch_norm_2d
 
 from visiontune import Classifier
 from visiontune.errors import UserError
+from visiontune.finetune import parts
 from visiontune.finetune.ways import Way
 
 FAMILIES = {
@@ -72,6 +73,20 @@ def test_frozen_batch_norms_compute_what_timms_frozen_ones_do(name):
     frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
     norms = {n for n, m in module.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert frozen == {f"{n}.{kind}" for n in norms for kind in ("weight", "bias")}
+
+
+FIRST = {
+    "vit_tiny_patch16_224": ("cls_token", "pos_embed", "patch_embed.", "blocks.0."),
+    "resnet10t": ("conv1.", "bn1.", "layer1."),
+    "convnext_atto": ("stem.", "stages.0."),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_first_stage_goes_with_the_stem_and_nothing_behind_it(name):
+    backbone = classifier(name).backbone
+    names = {id(p): n for n, p in backbone.named_parameters()}
+    assert {names[id(p)] for p in parts.first_stages(backbone, 1)} == {n for n in names.values() if n.startswith(FIRST[name])}
 
 
 def test_a_user_s_own_frozen_parts_stay_frozen():

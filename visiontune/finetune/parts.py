@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from timm.models import group_parameters
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -38,6 +39,19 @@ def last_blocks(backbone: nn.Module, count: int) -> list[nn.Parameter]:
     if count > there:
         raise UserError(f"tune: got last:{count}, but {type(backbone).__name__} has {there} blocks; give last:{there} or less, or full")
     return [p for n, p in backbone.named_parameters() if order[n] >= head - count]
+
+
+def first_stages(backbone: nn.Module, count: int) -> list[nn.Parameter]:
+    """Parameters of the stem and the first `count` stages; of a plain transformer, whose blocks timm does not bundle, of blocks.
+
+    Raises:
+        UserError: if there are fewer.
+    """
+    order = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)
+    there = max(order.values())
+    if count > there:
+        raise UserError(f"head.freeze_stages: got {count}, but {type(backbone).__name__} has {there}; give {there} or less")
+    return [p for n, p in backbone.named_parameters() if order[n] <= count]
 
 
 def batch_norms(backbone: nn.Module) -> Iterator[_BatchNorm]:
