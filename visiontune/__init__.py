@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from visiontune.finetune.classify import Classifier
+    from visiontune.finetune.detect import Detector
     from visiontune.predict import load
     from visiontune.pretrain.barlow_twins import BarlowTwins
     from visiontune.pretrain.byol import BYOL
@@ -42,6 +43,7 @@ __all__ = [
     "BarlowTwins",
     "Classifier",
     "DINOv2",
+    "Detector",
     "Distill",
     "LeJEPA",
     "MoCoV2",
@@ -74,6 +76,7 @@ _HOMES = {
     "SwAV": "visiontune.pretrain.swav",
     "VICReg": "visiontune.pretrain.vicreg",
     "Classifier": "visiontune.finetune.classify",
+    "Detector": "visiontune.finetune.detect",
     "load": "visiontune.predict",
 }
 
