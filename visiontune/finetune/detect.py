@@ -24,6 +24,7 @@ from visiontune.ranges import Fraction, NonNegativeInt, OpenFraction, PositiveFl
 
 # Swin (arXiv 2103.14030), appendix A2.2, for batches of 16; ViTDet's (arXiv 2203.16527, appendix A.2) are the same, with a decay of 0.1.
 OPTIM = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05}
+COUNTERS = ("faster_coco_eval", "pycocotools")  # what torchmetrics can count with, the faster first
 MONITORS = {"map": "map", "map50": "map_50", "map75": "map_75"}  # ours, torchmetrics'
 
 
@@ -240,7 +241,7 @@ def mean_average_precision() -> nn.Module:
     Raises:
         UserError: if nothing is installed that it counts with.
     """
-    backend: Any = next((b for b in ("faster_coco_eval", "pycocotools") if importlib.util.find_spec(b)), None)
+    backend: Any = next((b for b in COUNTERS if importlib.util.find_spec(b)), None)
     if backend is None:
         raise UserError(
             "validation: mean average precision needs faster-coco-eval or pycocotools, and neither is installed; "
