@@ -65,6 +65,7 @@ def simclr(args: Any) -> dict[str, Any]:
         "projector_hidden": args.hidden_dim,
         "projector_out": args.output_dim,
         "projector_layers": args.num_layers,
+        "projector_shift": True,  # lightly's head ends with a batch norm as torch makes it
     }
 
 

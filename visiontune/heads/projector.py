@@ -12,14 +12,15 @@ def projector(
     *,
     layers: int = 2,
     norm: bool = True,
-    last: Literal["norm", "scaled_norm", "bias", "plain"] = "norm",
+    last: Literal["norm", "scaled_norm", "shifted_norm", "bias", "plain"] = "norm",
     activation: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """Linear layers with batch norm and activation between them, `(B, in_dim)` -> `(B, out_dim)`.
 
     Methods differ in the last layer, and the differences matter to them: `norm` ends with a batch norm without scale and shift (MoCo v3,
-    SimSiam), `scaled_norm` with one without shift (SimCLR), `bias` with a plain linear layer (BYOL, MoCo v2), `plain` with one without
-    bias (Barlow Twins, VICReg). Linear layers in front of a batch norm have no bias: the norm would take it out again.
+    SimSiam), `scaled_norm` with one without shift (SimCLR), `shifted_norm` with a whole one, `bias` with a plain linear layer (BYOL,
+    MoCo v2), `plain` with one without bias (Barlow Twins, VICReg). Linear layers in front of a batch norm have no bias: the norm would
+    take it out again.
 
     Args:
         in_dim: width of what goes in.
@@ -40,8 +41,9 @@ def projector(
     steps.append(nn.Linear(sizes[-2], out_dim, bias=last == "bias"))
     if last == "norm":
         steps.append(nn.BatchNorm1d(out_dim, affine=False))
-    elif last == "scaled_norm":
-        norm_ = nn.BatchNorm1d(out_dim)
-        norm_.register_parameter("bias", None)
-        steps.append(norm_)
+    elif last.endswith("norm"):
+        final = nn.BatchNorm1d(out_dim)
+        if last == "scaled_norm":
+            final.register_parameter("bias", None)
+        steps.append(final)
     return nn.Sequential(*steps)

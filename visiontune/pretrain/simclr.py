@@ -29,6 +29,8 @@ class SimCLR(Module):
         projector_hidden: width of the projector's hidden layer.
         projector_out: width of the projection that the loss compares.
         projector_layers: linear layers of the projector.
+        projector_shift: whether its last batch norm has a shift beside its scale. The authors' has none. With one, embeddings may move off
+            the centre together, and at low temperatures a short run begins with a lower loss.
         common: see `visiontune.module.Module`.
     """
 
@@ -42,12 +44,18 @@ class SimCLR(Module):
         projector_hidden: PositiveInt = 2048,
         projector_out: PositiveInt = 128,
         projector_layers: PositiveInt = 2,
+        projector_shift: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(backbone, **common)
         self.temperature = temperature
-        # As in the authors' code (`center=use_bias`): the last batch norm has a scale to learn, and no shift.
-        self.projector = projector(self.face.width, projector_hidden, projector_out, layers=projector_layers, last="scaled_norm")
+        self.projector = projector(
+            self.face.width,
+            projector_hidden,
+            projector_out,
+            layers=projector_layers,
+            last="shifted_norm" if projector_shift else "scaled_norm",  # the latter as in the authors' code: `center=False`
+        )
         self.load_rest_of(common.get("weights"))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
