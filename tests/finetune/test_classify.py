@@ -260,3 +260,13 @@ def test_nothing_is_trained_after_release():
 def test_an_average_refuses_a_precision_in_which_it_would_stand_still():
     with pytest.raises(UserError, match=r"the average of the weights \(head.ema\) follows"):
         fit(small(ema=0.9), precision="bf16-true")
+
+
+def test_frozen_batch_norms_keep_their_statistics_from_the_first_step(tmp_path):
+    module = Classifier("test_resnet", num_classes=2, image_size=32, freeze_batch_norms=True)
+    before = {k: v.clone() for k, v in module.backbone.state_dict().items() if "running" in k}
+    data = DataLoader(TensorDataset(torch.randint(0, 255, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8) % 2), batch_size=4)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    L.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **quiet).fit(module, data)
+    assert before
+    assert all(torch.equal(module.backbone.state_dict()[k], v) for k, v in before.items())

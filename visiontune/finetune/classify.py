@@ -127,6 +127,7 @@ class Classifier(Module):
             parts.freeze_batch_norms(self.backbone)
         if self.ema is not None:
             self.average = average.average_of(self.backbone)
+        self.train(self.training)  # what is frozen is in evaluation from the first step: Lightning leaves modes as it finds them
 
     def classifier_parameters(self) -> Iterator[nn.Parameter]:
         return parts.classifier_parameters(self.backbone)

@@ -109,6 +109,7 @@ class Detector(Module):
             self.leave_out(*(p for norm in parts.batch_norms(self.backbone) for p in norm.parameters()))
         if self.ema is not None:
             self.average = average.average_of(self.trained)
+        self.train(self.training)  # what is frozen is in evaluation from the first step: Lightning leaves modes as it finds them
 
     @property
     def trained(self) -> nn.ModuleDict:
