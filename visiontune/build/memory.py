@@ -75,7 +75,7 @@ def keep_freed_memory() -> bool:
     for malloc, nothing is done.
 
     A step frees and takes the same large tensors again and again. By default each goes back to the system at once, and comes back as pages
-    that are to be cleared first: benchmarks/cpu_memory.csv tells what that costs, and how much more memory keeping takes.
+    that are to be cleared first: benchmarks/cpu_memory.py measures what that costs, and what keeping takes.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
