@@ -12,9 +12,9 @@ from visiontune.errors import counted
 from visiontune.recipe import ClassifyRecipe
 
 # Pictures that a run sees. BiT takes 500 steps of 512 for fewer than 20,000 pictures, which is 256,000. What is here is ours: of 3,000
-# pictures, 16,000 seen by the whole of pretrained weights brought nearly what 64,000 did (benchmarks/tune_budget.csv), and a CPU, which
-# sees about 20 a second, is done in minutes. A classifier alone goes no way back, and may see twice as many in that time. Random weights
-# have all to learn.
+# pictures, 16,000 seen by the whole of pretrained weights brought nearly what 64,000 did (benchmarks/tune_budget.csv), and a CPU is
+# done in minutes (benchmarks/tune_defaults.csv). A classifier alone goes no way back, and may see twice as many in that time. Random
+# weights have all to learn.
 SEEN = {
     "gpu": {"the whole of pretrained weights": 64_000, "a classifier alone": 64_000, "random weights": 320_000},
     "cpu": {"the whole of pretrained weights": 16_000, "a classifier alone": 32_000, "random weights": 80_000},

@@ -11,7 +11,6 @@ from visiontune.data.detection.order import Size, SizedOrder, multi_scale
 from visiontune.data.detection.table import BoxTable
 from visiontune.data.detection.views import BoxView
 from visiontune.data.order import EvalOrder
-from visiontune.data.shard_order import ShardShuffle
 
 
 class BoxData(PictureData):
@@ -70,7 +69,6 @@ class BoxData(PictureData):
             accumulate=self.trainer.accumulate_grad_batches,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            shuffle=ShardShuffle(self.train, self.seed) if self.train.members is not None and self.train.members.mixed else None,
             sizes=multi_scale(self.image_size, self.augment.view.sizes, seed=self.seed),
         )
         dataset = BoxPictures(

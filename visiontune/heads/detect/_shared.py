@@ -86,3 +86,15 @@ def floats(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def full_precision(features: Sequence[Tensor]) -> torch.autocast:
     """No autocast inside: boxes of bfloat16 are off by pixels."""
     return torch.autocast(features[0].device.type, enabled=False)
+
+
+def predict_densely(net: Any, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
+    """Boxes of a head that predicts at every position of every level, as torchvision's `FCOS` and `RetinaNet` do: in fp32 throughout."""
+    with full_precision(features):
+        maps = net.coarser(exact(net, features))
+        outputs = floats(net.head(maps))
+        anchors = net.anchor_generator.by_level(maps)
+        levels = {k: list(v.split([len(a) for a in anchors], dim=1)) for k, v in outputs.items()}
+        B = len(maps[0])
+        found = net.postprocess_detections(levels, [anchors] * B, [covered(features)] * B)
+    return as_boxes(found, image_size)

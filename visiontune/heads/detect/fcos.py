@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models import detection
 
 from visiontune.boxes import Boxes
-from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_boxes, as_dicts, covered, exact, floats, full_precision
+from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_dicts, floats, full_precision, predict_densely
 
 
 class Head(detection.FCOS):
@@ -22,7 +22,7 @@ class Head(detection.FCOS):
     0.01 on count, where torchvision's 0.2 cuts the precision-recall curve.
 
     Args:
-        width: of the features; a multiple of 32, for the group norms.
+        width: of the features; a multiple of 32, for the group norms, which want 64 or more of a single small picture.
         num_classes: K.
         score_threshold: lowest score of a prediction.
         max_detections: of a picture.
@@ -67,11 +67,4 @@ class Head(detection.FCOS):
         return {"classes": losses["classification"], "boxes": losses["bbox_regression"], "centers": losses["bbox_ctrness"]}
 
     def predict(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
-        with full_precision(features):
-            maps = self.coarser(exact(self, features))
-            outputs = floats(self.head(maps))
-            anchors = self.anchor_generator.by_level(maps)
-            levels = {k: list(v.split([len(a) for a in anchors], dim=1)) for k, v in outputs.items()}
-            B = len(maps[0])
-            found = self.postprocess_detections(levels, [anchors] * B, [covered(features)] * B)
-        return as_boxes(found, image_size)
+        return predict_densely(self, features, image_size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models import detection
 
 from visiontune.boxes import Boxes
-from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_boxes, as_dicts, covered, exact, floats, full_precision
+from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_dicts, floats, full_precision, predict_densely
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width
 
@@ -65,11 +65,4 @@ class Head(detection.RetinaNet):
         return {"classes": losses["classification"], "boxes": losses["bbox_regression"]}
 
     def predict(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
-        with full_precision(features):
-            maps = self.coarser(exact(self, features))
-            outputs = floats(self.head(maps))
-            anchors = self.anchor_generator.by_level(maps)
-            levels = {k: list(v.split([len(a) for a in anchors], dim=1)) for k, v in outputs.items()}
-            B = len(maps[0])
-            found = self.postprocess_detections(levels, [anchors] * B, [covered(features)] * B)
-        return as_boxes(found, image_size)
+        return predict_densely(self, features, image_size)
