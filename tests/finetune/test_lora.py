@@ -44,7 +44,7 @@ def test_the_first_forward_is_the_bases_and_every_adapter_learns(name):
     base = create(name, image_size=32, num_classes=3, args=FAMILIES[name]).eval()
     under = {n.replace(".base", ".weight"): v for n, v in module.backbone.state_dict().items()}
     base.load_state_dict({n: v for n, v in under.items() if ".lora_" not in n})
-    assert torch.equal(module(x), base(x))
+    torch.testing.assert_close(module(x), base(x))  # not bit for bit: kernels may differ by where a tensor lies in memory
     step(module)
     step(module)
     adapters = [m for m in module.modules() if isinstance(m, lora.LowRankLinear)]
