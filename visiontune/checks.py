@@ -18,7 +18,8 @@ from visiontune.data.sample import SAMPLES
 from visiontune.data.shards import is_shards
 from visiontune.data.walk import SUFFIXES
 from visiontune.errors import UserError, near, some
-from visiontune.recipe.schema import LabelledData, is_path, table_settings, type_of_val
+from visiontune.recipe.schema import is_path, table_settings, type_of_val
+from visiontune.recipe.sections import LabelledData
 from visiontune.recipe.yaml_lines import read_value
 
 Found = list[tuple[str, str]]

@@ -23,11 +23,12 @@ from visiontune.data.resize import resize
 from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError, counted
 from visiontune.evaluate.classification import Answers, confusions, fitted
-from visiontune.export import image_statistics, save_timm_folder
+from visiontune.export import image_statistics, save_detector_folder, save_timm_folder
 from visiontune.finetune.classify import Classifier
+from visiontune.finetune.detect import Detector
 from visiontune.measure import BATCH, judge, write
 from visiontune.module import Module
-from visiontune.recipe import PretrainRecipe, Recipe
+from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
 from visiontune.report.measured import pair_words
 from visiontune.run import Run
 
@@ -46,6 +47,7 @@ def silence() -> None:
         ".*Checkpoint directory .* exists.*",
         ".*`weights_only` was not set.*",
         ".*Please use the new API settings to control TF32.*",
+        ".*You have overridden `on_before_batch_transfer` in both.*",  # the data module's batches need no second look
         ".*isinstance\\(treespec, LeafSpec\\).*",  # torch's own deprecation inside Lightning
     ):
         warnings.filterwarnings("ignore", message=text)
@@ -139,6 +141,12 @@ def export_weights(module: Module, run: Run, reading: Reading, answers: Answers 
     heads: Any = backbone.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     save_timm_folder(backbone, run.backbone, module.spec, mean=mean, std=std, reading=reading.unusual(), without=[f"{h}." for h in heads])
+    if isinstance(module, Detector):
+        network: Any = module.trained if module.average is None else module.average
+        save_detector_folder(
+            network, run.model, module.spec, options=dict(module.hparams), mean=mean, std=std, class_names=module.class_names,
+            reading=reading.unusual(),
+        )  # fmt: skip
     if isinstance(module, Classifier):
         names = module.class_names
         temperature, thresholds = (1.0, None) if answers is None else (answers.temperature, answers.thresholds)
@@ -168,6 +176,10 @@ def result_of(
     if isinstance(recipe, PretrainRecipe):
         taught = f", taught by {_origin(teacher)}" if (teacher := getattr(recipe.method, "teacher", None)) else ""
         result["what"] = f"{recipe.method.name} pretraining of {recipe.backbone.name} from {origin}{taught}, {epochs}"
+    elif isinstance(recipe, DetectRecipe):
+        boxes = counted(len(tables.boxes[0].label) if tables.boxes else 0, "box", ",")
+        pictures = counted(len(tables.train), "picture", ",")
+        result["what"] = f"{recipe.head.name} on {boxes} in {pictures}, {recipe.backbone.name} from {origin}, {epochs}"
     else:
         tuned = "classifier" if recipe.tune == "head" else "fine-tuning" if recipe.tune == "full" else f"fine-tuning ({recipe.tune})"
         result["what"] = f"{tuned} on {counted(len(tables.train), 'label')}, {recipe.backbone.name} from {origin}, {epochs}"

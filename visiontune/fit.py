@@ -152,6 +152,7 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
     from visiontune.callbacks.probe import Probe
     from visiontune.callbacks.progress import Cost, peak_memory_bytes, progress_callbacks
     from visiontune.finish import export_weights, first_pictures, load_kept, measure_kept, result_of, silence
+    from visiontune.recipe import Validated
     from visiontune.report import embedding, figures, page
     from visiontune.run import environment
 
@@ -169,14 +170,15 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
         run.last.parent,
         steps_per_epoch=steps,
         minutes=recipe.checkpoint_minutes,
-        monitor=f"val/{recipe.monitor}" if recipe.task == "classify" else None,
-        patience=recipe.patience if recipe.task == "classify" else None,
-        pictures=tables.train.fingerprint(),
+        monitor=f"val/{recipe.monitor}" if isinstance(recipe, Validated) else None,
+        patience=recipe.patience if isinstance(recipe, Validated) else None,
+        pictures=tables.fingerprint(),
         say=run.say,
     )
     callbacks: list[L.Callback] = [Reseed(recipe.seed), ResumeMetrics(metrics), cost, checkpoints]
     callbacks += progress_callbacks(run.say, total_steps=steps * epochs, steps_per_epoch=steps, batch_size=recipe.data.batch_size)
-    callbacks.append(Pictures(first_pictures(data, 8, clean=True), run.pictures, epochs=epochs, draw=figures.picture_rows))
+    if hasattr(module, "pictures"):
+        callbacks.append(Pictures(first_pictures(data, 8, clean=True), run.pictures, epochs=epochs, draw=figures.picture_rows))
     watch = probe = None
     if recipe.task == "pretrain":
         few = build.some_pictures(recipe, tables.train)
@@ -202,7 +204,7 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
         run.say(f"resumed from {run.last}")
     elif began and not again:
         run.say("this run was stopped before its first checkpoint: it begins anew")
-    elif not began and trainer.is_global_zero:
+    elif not began and trainer.is_global_zero and tables.boxes is None:
         figures.picture_rows(first_pictures(data, 8, clean=False), run.pictures / "views.png")
     smaller = None
     try:

@@ -24,7 +24,8 @@ from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError, some
 from visiontune.evaluate import classification as judged
 from visiontune.evaluate.classification import Answers, Case
-from visiontune.recipe.schema import Data, table_settings
+from visiontune.recipe.schema import table_settings
+from visiontune.recipe.sections import Data
 from visiontune.report import classification as figures
 from visiontune.report.classification import Shown, shortened
 from visiontune.report.figures import as_image

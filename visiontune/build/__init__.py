@@ -13,7 +13,7 @@ from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_
 from visiontune.build.trainer import check_split, check_validation, make_trainer, processes_here, sync_batch_norms, tensorboard
 from visiontune.errors import UserError
 from visiontune.module import Module
-from visiontune.recipe import Recipe
+from visiontune.recipe import DetectRecipe, Recipe
 
 __all__ = [
     "Prepared", "Tables", "auto_precision", "check_split", "check_validation", "clean_loader", "compile_blocks", "derive",
@@ -52,7 +52,8 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     recipe, derived = derive(recipe, tables, processes)
     check_validation(recipe)
     module, loaded = make_module(recipe, tables, resumed=resumed)
-    module.check_views(size for size in views_of(recipe)[0].sizes if size is not None)
+    if not isinstance(recipe, DetectRecipe):
+        module.check_views(size for size in views_of(recipe)[0].sizes if size is not None)
     return Prepared(recipe, tables.absolute(), module, [*tables.notes, *derived, *loaded])
 
 

@@ -13,7 +13,8 @@ from visiontune.data.rows import is_table
 from visiontune.data.table import PictureTable
 from visiontune.errors import UserError, counted, some
 from visiontune.recipe import ClassifyRecipe
-from visiontune.recipe.schema import Probe, table_settings, type_of_val
+from visiontune.recipe.schema import table_settings, type_of_val
+from visiontune.recipe.sections import Probe
 
 # Pictures of the largest class for one of the smallest, above which a run says it: below, a classifier hardly favours one.
 UNEVEN = 3

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
-from visiontune.recipe import ClassifyRecipe, Recipe
+from visiontune.recipe import Recipe, Validated
 
 # Steps of this process in which it counts as not having fitted from the beginning: the optimiser's state comes with the first, other
 # shapes and cuDNN's choices with the next.
@@ -56,7 +56,7 @@ def with_smaller_batches(recipe: Recipe, module: Module, trainer: L.Trainer, fol
     if not parts:
         raise UserError(f"{what}, the fewest that there can be; take smaller pictures (data.image_size) or a smaller backbone")
     less, setting = recipe.data.batch_size // (world * parts), f"trainer.accumulate_grad_batches={parts}"
-    if not isinstance(recipe, ClassifyRecipe):
+    if not isinstance(recipe, Validated):
         raise UserError(
             f"{what}; set {setting} ({less} at a time, and a loss that compares pictures compares these), or data.batch_size lower"
         )

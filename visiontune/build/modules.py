@@ -10,10 +10,11 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from visiontune import backbones
+from visiontune.build.detecting import detector_options
 from visiontune.build.pictures import Tables, estimate_statistics, picture_size
 from visiontune.errors import UserError, counted, near
 from visiontune.module import Module
-from visiontune.recipe import ClassifyRecipe, PretrainRecipe, Recipe
+from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe, Validated
 from visiontune.recipe.schema import is_path, options_of
 from visiontune.run import Run
 
@@ -42,7 +43,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     A resumed run gets its weights from the checkpoint; the file that it once started from may be gone.
     """
     o, b = recipe.optim, recipe.backbone
-    steps_per_epoch = len(tables.train) // recipe.data.batch_size * recipe.data.repeats
+    steps_per_epoch = len(tables.train) // recipe.data.batch_size * getattr(recipe.data, "repeats", 1)
     common: dict[str, Any] = {
         "image_size": recipe.data.image_size,
         "channels": recipe.data.channels,
@@ -66,6 +67,9 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     cls = getattr(importlib.import_module(f"visiontune.{_room(recipe)}.{options.name}"), options.class_name)
     if isinstance(recipe, PretrainRecipe):
         own = recipe.method.model_dump(exclude={"name"})
+    elif isinstance(recipe, DetectRecipe):
+        assert tables.boxes is not None
+        own = detector_options(recipe, tables.boxes[0])
     else:
         train = tables.train
         own = recipe.head.model_dump(exclude={"name"}) | {"tune": recipe.tune}
@@ -81,7 +85,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         report = module.load_backbone(b.weights, partial=b.partial)
     notes = report.lines() + module.load_rest(b.weights) if report else []
     notes.append(_set_statistics(module, recipe, tables, config, report, resumed=resumed))
-    if isinstance(recipe, ClassifyRecipe):
+    if isinstance(recipe, Validated):
         _choose_monitor(recipe, module)
     notes += module.notes
     if module.spec.stem != "timm" and module.face.strides:
@@ -102,7 +106,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     return module, notes
 
 
-def _choose_monitor(recipe: ClassifyRecipe, module: Any) -> None:
+def _choose_monitor(recipe: Validated, module: Any) -> None:
     """Fill in what the best weights are kept by.
 
     Raises:

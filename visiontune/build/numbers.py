@@ -8,13 +8,14 @@ import numpy as np
 import torch
 
 from visiontune import backbones, optim
+from visiontune.build.detecting import box_view, fill_detection, fill_size
 from visiontune.build.modules import weights_path
 from visiontune.build.pictures import Tables, base_views, views_of
 from visiontune.build.tuning import fill_tuning
 from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
-from visiontune.recipe import PretrainRecipe, Recipe
+from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
 from visiontune.recipe.schema import is_path, options_of
 
 
@@ -27,6 +28,9 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
 
     if isinstance(found, PretrainRecipe):
         notes += _derive_method(found, len(tables.train))
+    elif isinstance(found, DetectRecipe):
+        notes += fill_detection(found, len(tables.train), on_cpu=on_cpu(found.trainer.accelerator))
+        box_view(found)
     else:
         notes += fill_tuning(found, len(tables.train), on_cpu=on_cpu(found.trainer.accelerator))
     if o.name is None or o.name == own["name"]:
@@ -66,11 +70,12 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     if found.trainer.precision == "auto":
         found.trainer.precision, why = auto_precision(found.trainer.accelerator)
         notes.append(f"precision {found.trainer.precision}: {why}")
-    notes += views_of(found)[1]
+    if not isinstance(found, DetectRecipe):
+        notes += views_of(found)[1]
     steps = len(tables.train) // batch
     left = len(tables.train) - steps * batch
     rest = f" ({counted(left, 'picture')} left out, others in each epoch)" if left else ""
-    repeats = found.data.repeats
+    repeats = getattr(found.data, "repeats", 1)
     times = f" x {repeats} repeats" if repeats > 1 else ""
     total = steps * repeats * found.epochs
     if found.trainer.log_every_n_steps > total > 0:
@@ -98,6 +103,8 @@ def _derive_backbone(found: Recipe) -> list[str]:
     if made and b.name == made.name:
         b.args, b.stem = made.shape_args | b.args, b.stem or made.stem
     b.stem = b.stem or "timm"
+    if isinstance(found, DetectRecipe):
+        notes += fill_size(found, on_cpu=on_cpu(found.trainer.accelerator))
     if data.image_size is None:
         data.image_size = made.image_size if made else 224
         size = "x".join(map(str, data.image_size)) if isinstance(data.image_size, tuple) else data.image_size

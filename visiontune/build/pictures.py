@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from visiontune.build.detecting import box_tables, box_view
 from visiontune.build.labelled import labelled_tables, probe_tables
 from visiontune.data import user_transforms
 from visiontune.data.broken import Broken
 from visiontune.data.datamodule import PictureData
 from visiontune.data.decode import BrokenPicture, Picture, Reading
+from visiontune.data.detection.datamodule import BoxData
+from visiontune.data.detection.table import BoxTable
 from visiontune.data.folder import list_pictures
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder, permute
@@ -20,7 +23,7 @@ from visiontune.data.read import read_bytes
 from visiontune.data.table import PictureTable
 from visiontune.data.views import Augment, CenterCrop, Views
 from visiontune.errors import UserError, counted, some
-from visiontune.recipe import ClassifyRecipe, Recipe
+from visiontune.recipe import ClassifyRecipe, DetectRecipe, PretrainRecipe, Recipe
 from visiontune.recipe.options import named_views
 from visiontune.recipe.schema import options_of, table_settings
 
@@ -34,12 +37,14 @@ class Tables:
         val: to validate on, or None.
         probe: labelled training and validation pictures of the probe, or None.
         notes: what was decided, in words.
+        boxes: the boxes in `train` and in `val`, where there are some.
     """
 
     train: PictureTable
     val: PictureTable | None
     probe: tuple[PictureTable, PictureTable] | None
     notes: list[str]
+    boxes: tuple[BoxTable, BoxTable] | None = None
 
     def absolute(self) -> "Tables":
         """With absolute folders: a run that is resumed, from its own absolute recipe, calls a picture what it called it before."""
@@ -48,7 +53,16 @@ class Tables:
             return replace(table, root=os.path.abspath(table.root))
 
         val = None if self.val is None else moved(self.val)
-        return Tables(moved(self.train), val, self.probe and (moved(self.probe[0]), moved(self.probe[1])), self.notes)
+        probe = self.probe and (moved(self.probe[0]), moved(self.probe[1]))
+        boxes = self.boxes and (
+            replace(self.boxes[0], pictures=moved(self.boxes[0].pictures)),
+            replace(self.boxes[1], pictures=moved(self.boxes[1].pictures)),
+        )
+        return Tables(moved(self.train), val, probe, self.notes, boxes)
+
+    def fingerprint(self) -> str:
+        """Changes when what is trained on does."""
+        return self.train.fingerprint() if self.boxes is None else self.boxes[0].fingerprint()
 
 
 def find_pictures(recipe: Recipe) -> Tables:
@@ -60,8 +74,12 @@ def find_pictures(recipe: Recipe) -> Tables:
     notes: list[str] = []
     val: PictureTable | None = None
     probe = None
+    boxes = None
     if isinstance(recipe, ClassifyRecipe):
         train, val, notes = labelled_tables(recipe)
+    elif isinstance(recipe, DetectRecipe):
+        *boxes, notes = box_tables(recipe, reading_of(recipe))
+        train, val = (table.pictures for table in boxes)
     else:
         data = recipe.data
         train = list_pictures(data.train, settings=table_settings(data), max_broken=data.max_broken)
@@ -76,7 +94,7 @@ def find_pictures(recipe: Recipe) -> Tables:
             f"data.batch_size: got {recipe.data.batch_size}, but there are no more than {counted(len(train), 'picture')} to train on; "
             f"give at most that, e.g. data.batch_size={max(1, len(train) // 2)}"
         )
-    return Tables(train, val, probe, notes)
+    return Tables(train, val, probe, notes, boxes and tuple(boxes))
 
 
 def picture_size(recipe: Recipe) -> tuple[int, int]:
@@ -90,13 +108,13 @@ def reading_of(recipe: Recipe) -> Reading:
     return Reading(data.channels, data.background, data.value_range)
 
 
-def base_views(recipe: Recipe) -> dict[str, Any]:
+def base_views(recipe: PretrainRecipe | ClassifyRecipe) -> dict[str, Any]:
     """Keys of the views that a recipe's own are laid on: those of the pipeline that it names, else of its method or task."""
     pipeline = recipe.data.augment.pipeline
     return named_views()[pipeline] if pipeline else options_of(recipe).views
 
 
-def views_of(recipe: Recipe) -> tuple[Views, list[str]]:
+def views_of(recipe: PretrainRecipe | ClassifyRecipe) -> tuple[Views, list[str]]:
     """The views that a method or task asks for with the recipe's own on top; and in words what was left out of them.
 
     Raises:
@@ -117,6 +135,22 @@ def views_of(recipe: Recipe) -> tuple[Views, list[str]]:
 
 def make_data(recipe: Recipe, tables: Tables, broken_csv: Path | None) -> PictureData:
     assert isinstance(recipe.data.workers, int), "derive() comes first"
+    broken = Broken(broken_csv, limit=recipe.data.max_broken, total=len(tables.train))
+    if isinstance(recipe, DetectRecipe):
+        assert tables.boxes is not None
+        assert recipe.epochs is not None, "derive() comes first"
+        return BoxData(
+            tables.boxes[0],
+            box_view(recipe),
+            picture_size(recipe),
+            val=tables.boxes[1],
+            epochs=recipe.epochs,
+            batch_size=recipe.data.batch_size,
+            workers=recipe.data.workers,
+            seed=recipe.seed,
+            broken=broken,
+            reading=reading_of(recipe),
+        )
     return PictureData(
         tables.train,
         Augment(views_of(recipe)[0], picture_size(recipe)),
@@ -125,7 +159,7 @@ def make_data(recipe: Recipe, tables: Tables, broken_csv: Path | None) -> Pictur
         batch_size=recipe.data.batch_size,
         workers=recipe.data.workers,
         seed=recipe.seed,
-        broken=Broken(broken_csv, limit=recipe.data.max_broken, total=len(tables.train)),
+        broken=broken,
         labelled=isinstance(recipe, ClassifyRecipe),
         reading=reading_of(recipe),
         repeats=recipe.data.repeats,

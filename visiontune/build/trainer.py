@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
-from visiontune.recipe import ClassifyRecipe, Recipe
+from visiontune.recipe import ClassifyRecipe, Recipe, Validated
 
 
 def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
@@ -89,7 +89,7 @@ def check_validation(recipe: Recipe) -> None:
         UserError: if they do not.
     """
     every, epochs = recipe.trainer.check_val_every_n_epoch, recipe.epochs
-    if isinstance(recipe, ClassifyRecipe) and epochs and epochs % every:
+    if isinstance(recipe, Validated) and epochs and epochs % every:
         fits = max(n for n in range(1, min(every, epochs) + 1) if epochs % n == 0)
         raise UserError(
             f"trainer.check_val_every_n_epoch: got {every}, which does not divide {counted(epochs, 'epoch')}, so the last would not be "

@@ -5,7 +5,7 @@ B pictures, C channels, K classes, H x W pixels.
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +46,7 @@ class Detector(Module):
         class_names: K names, saved with the weights.
         common: see `visiontune.module.Module`. clip=None takes the head's.
 
+    Batches may also be dictionaries of `images`, `boxes` and, to be judged in original coordinates, `letterbox`: see `visiontune.boxes`.
     Pictures of a batch have one size; uint8, or floats that are normalised. A target is a `Boxes`, or a dictionary of `boxes` (xyxy) and
     `labels` (from 0), as torchvision has them. Boxes are in pixels of these pictures, predictions too.
 
@@ -166,8 +167,11 @@ class Detector(Module):
         Raises:
             UserError: if it is none.
         """
+        if isinstance(batch, Mapping) and {"images", "boxes"} <= batch.keys():
+            batch = (batch["images"], batch["boxes"])
         if not isinstance(batch, Sequence) or len(batch) != 2:
-            raise UserError(f"batch: got {type(batch).__name__}; {type(self).__name__} expects (images, targets)")
+            expected = f"{type(self).__name__} expects (images, targets), or a dictionary with images and boxes"
+            raise UserError(f"batch: got {type(batch).__name__}; {expected}")
         images = pictures_of(batch[0])
         return images, boxes_of(batch[1], len(images), self.num_classes)
 
@@ -195,6 +199,8 @@ class Detector(Module):
         if self.metric is None:
             self.metric = mean_average_precision().to(self.device)
         found = self.predict(images)
+        if isinstance(batch, Mapping) and batch.get("letterbox"):  # as the original has it: sizes of things count there
+            found, targets = ([box.outside(b) for box, b in zip(batch["letterbox"], many, strict=True)] for many in (found, targets))
         said = [{"boxes": f.xyxy, "scores": f.scores, "labels": f.labels} for f in found]
         self.metric.update(said, [{"boxes": t.xyxy, "labels": t.labels} for t in targets])
 

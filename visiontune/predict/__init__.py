@@ -1,5 +1,6 @@
 """Use what was trained: a run, an exported folder, a safetensors or ONNX file, or timm's own weights."""
 
+from visiontune.predict.detector import Detection, DetectorModel
 from visiontune.predict.loading import devices, load, load_or_create, weights_of
 from visiontune.predict.model import Model
 from visiontune.predict.onnx_model import OnnxModel
@@ -8,6 +9,6 @@ from visiontune.predict.sources import Sources, from_words
 from visiontune.predict.write import check_format, write_csv, write_embeddings
 
 __all__ = [
-    "Embedding", "Model", "OnnxModel", "Prediction", "Predictor", "Sources", "check_format", "devices", "from_words", "load",
+    "Detection", "DetectorModel", "Embedding", "Model", "OnnxModel", "Prediction", "Predictor", "Sources", "check_format", "devices", "from_words", "load",
     "load_or_create", "weights_of", "write_csv", "write_embeddings",
 ]  # fmt: skip

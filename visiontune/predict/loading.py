@@ -8,15 +8,16 @@ import torch
 from visiontune import backbones
 from visiontune.errors import UserError, near
 from visiontune.export import timm_config
+from visiontune.predict.detector import DetectorModel
 from visiontune.predict.model import Model
 from visiontune.predict.onnx_model import OnnxModel
 from visiontune.run import Run
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model | OnnxModel:
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model | DetectorModel | OnnxModel:
     """A finished run, one stage of it, or what was exported, as a model with its own preprocessing, in evaluation mode.
 
-    A fine-tuned run gives its classifier, a pretrained one its backbone; of a staged run the last stage is meant.
+    A fine-tuned run gives its classifier or detector, a pretrained one its backbone; of a staged run the last stage is meant.
 
     Args:
         path: a run, an exported folder, `weights.safetensors` as `export` writes it, or `model.onnx`.
@@ -46,6 +47,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model | Onn
     config = backbones.read_config(place)
     if config is None:
         raise UserError(f"load: {path} {_what(Path(path))}; give a finished run, its weights/model, or what `export` wrote")
+    if "detector" in config:
+        return to_device(DetectorModel.read_folder(place, config), device)
     return to_device(Model(backbones.rebuild(place), config).eval(), device)
 
 
@@ -99,7 +102,7 @@ def load_or_create(name: str, *, weights: str = "random", image_size: int | None
     return to_device(Model(network, config).eval(), device)
 
 
-def to_device(model: Model, device: str | torch.device) -> Model:
+def to_device(model: Any, device: str | torch.device) -> Any:
     """Moved. Raises UserError if there is no such device."""
     try:
         return model.to(torch.device(device))

@@ -15,7 +15,7 @@ from visiontune.data.pipelines import PIPELINES
 
 PACKAGE = Path(__file__).parent.parent
 # Given by the recipe's other keys, not by the method's own section.
-ELSEWHERE = ("num_classes", "labels", "tune", "class_counts", "pictures", "class_names")
+ELSEWHERE = ("num_classes", "labels", "tune", "class_counts", "pictures", "class_names", "head", "head_args")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def methods() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in (PACKAGE / "pretrain").glob("*.py") if not p.stem.startswith("_")))
 
 
+def detection_heads() -> tuple[str, ...]:
+    """Names of the detection heads: the files of `heads/detect/`."""
+    return tuple(sorted(p.stem for p in (PACKAGE / "heads" / "detect").glob("*.py") if not p.stem.startswith("_")))
+
+
 @functools.cache
 def named_views() -> dict[str, dict[str, Any]]:
     """View pipelines by name: those of published methods, and of our own, which stand beside each method."""
@@ -64,8 +69,8 @@ def named_views() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def read_options(room: str, name: str) -> Options:
-    """Options of the class in `visiontune/ROOM/NAME.py` that is named like its file, or that is the only one with a docstring."""
-    tree = ast.parse((PACKAGE / room / f"{name}.py").read_text())
+    """Options of the class in `visiontune/ROOM/NAME.py` that is named `Head`, or that is the only subclass of `Module`."""
+    tree = ast.parse((PACKAGE / room.replace(".", "/") / f"{name}.py").read_text())
     constants: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -73,7 +78,7 @@ def read_options(room: str, name: str) -> Options:
                 constants[node.targets[0].id] = ast.literal_eval(node.value)
             except ValueError:
                 continue
-    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and any(_base(b) == "Module" for b in n.bases)]
+    classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and (n.name == "Head" or any(_base(b) == "Module" for b in n.bases))]
     assert len(classes) == 1, f"{room}/{name}.py must hold one subclass of Module, found {[c.name for c in classes]}"
     cls = classes[0]
     doc = ast.get_docstring(cls) or ""
@@ -88,6 +93,12 @@ def read_options(room: str, name: str) -> Options:
         options.append(Option(argument.arg, _type(argument.annotation), value, meanings.get(argument.arg, "")))
     views, optim, by_pictures = (constants.get(n, {}) for n in ("VIEWS", "OPTIM", "BY_PICTURES"))
     return Options(name, cls.name, doc.split("\n")[0], tuple(options), views, optim, by_pictures)
+
+
+def attribute_meanings(doc: str) -> dict[str, str]:
+    """`name: meaning` lines of a docstring, wherever they stand; the first line of each meaning."""
+    lines = [line.strip().partition(": ") for line in doc.splitlines()]
+    return {name: meaning for name, colon, meaning in lines if colon and name.isidentifier()}
 
 
 def _base(node: ast.expr) -> str:

@@ -1,0 +1,132 @@
+"""A recipe that detects: its tables of boxes, what training does to them, its head's options, and the numbers that it leaves open.
+
+Sources: FCOS (arXiv 1904.01355) and RetinaNet (1708.02002): 90,000 steps of 16 pictures of COCO, twelve epochs. ImageNet pretraining and
+how much longer random weights take: He et al. 2019 (arXiv 1811.08883), section 3. What is ours says so.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from visiontune.data import user_transforms
+from visiontune.data.decode import Reading
+from visiontune.data.detection.parts import few_pictures, split_off_boxes
+from visiontune.data.detection.problems import usable
+from visiontune.data.detection.read import read_boxes
+from visiontune.data.detection.table import BoxTable
+from visiontune.data.detection.views import BOX_PIPELINES, BoxView
+from visiontune.errors import UserError, counted, some
+from visiontune.recipe import DetectRecipe
+from visiontune.recipe.detection import BoxSource, own_options
+
+SIZE = {"gpu": 640, "cpu": 320}  # pixels of a side; 640 as YOLO and DETR's fast kin take it, 320 so that a CPU is done
+# Pictures seen from pretrained weights, and from random ones, which take three times as many or more (arXiv 1811.08883, section 4). Ours.
+SEEN = {"gpu": (40_000, 120_000), "cpu": (8_000, 24_000)}
+FEWEST, MOST = 12, 300  # epochs; twelve is the usual schedule for COCO
+UNEVEN = 10  # boxes of the most frequent class for one of the rarest, above which a run says it
+
+
+def box_tables(recipe: DetectRecipe, reading: Reading) -> tuple[BoxTable, BoxTable, list[str]]:
+    """Pictures with boxes to train and to validate on, and in words what was found.
+
+    Raises:
+        UserError: if something is missing, cannot be understood, or does not fit together.
+    """
+    data = recipe.data
+    train = _read(data.train, "data.train", reading)
+    notes = list(train.notes)
+    if isinstance(data.val, BoxSource):
+        val = _read(data.val, "data.val", reading, classes=train.classes)
+        notes += val.notes
+    else:
+        train, val = split_off_boxes(train, data.val, seed=recipe.seed)
+    total = len(train)
+    if data.labels_fraction is not None:
+        train = few_pictures(train, seed=recipe.seed, fraction=data.labels_fraction)
+    for key, table, least in (("data.train", train, data.min_box), ("data.val", val, 0.0)):
+        notes += usable(table, least=least, key=key).notes[len(table.notes) :]
+    train, val = usable(train, least=data.min_box), usable(val, least=0.0)
+    used = f"{len(train)} of {total}" if len(train) < total else str(total)
+    classes = f"{counted(len(train.classes), 'class')}: {some(train.classes, 10)}"
+    notes.append(f"pictures: {used} with {len(train.label):,} boxes to train, {len(val)} with {len(val.label):,} to validate, {classes}")
+    return train, val, [*notes, *_words_on_counts(train)]
+
+
+def _read(source: BoxSource, key: str, reading: Reading, classes: Sequence[str] | None = None) -> BoxTable:
+    return read_boxes(source.images, source.boxes, split=source.split, classes=classes, key=key, reading=reading)
+
+
+def _words_on_counts(train: BoxTable) -> list[str]:
+    """What a person should know of how many boxes each class has.
+
+    Raises:
+        UserError: if no box is left.
+    """
+    counts = train.class_counts()
+    if not counts.sum():
+        raise UserError("data.train: no box is left to train on; look at them with `python -m visiontune check`, or lower data.min_box")
+    notes = []
+    if absent := [name for name, n in zip(train.classes, counts.tolist(), strict=True) if not n]:
+        notes.append(f"classes without a training box: {some(absent)}; they cannot be learned")
+    most, least = int(counts.argmax()), min((int(n), k) for k, n in enumerate(counts.tolist()) if n)[1]
+    if counts[most] > UNEVEN * counts[least]:
+        boxes = f"{counted(int(counts[most]), 'box', ',')} of {train.classes[most]}, {int(counts[least]):,} of {train.classes[least]}"
+        notes.append(f"imbalance: {boxes}; map is the mean over classes and shows it, look at each class, too")
+    return notes
+
+
+def box_view(recipe: DetectRecipe) -> BoxView:
+    """What training does to pictures and boxes: the recipe's keys on those of its pipeline.
+
+    Raises:
+        UserError: for transforms that albumentations does not know.
+    """
+    augment = recipe.data.augment
+    assert augment.pipeline is not None, "fill_detection() comes first"
+    view = BoxView.of(BOX_PIPELINES[augment.pipeline], augment.model_dump(exclude_none=True, exclude={"pipeline"}))
+    if view.albumentations is not None:
+        user_transforms.compose(view.albumentations)  # a mistake is found here, not by a loader worker
+    return view
+
+
+def detector_options(recipe: DetectRecipe, table: BoxTable) -> dict[str, Any]:
+    """Keywords of the detector, with those of its head apart."""
+    options = recipe.head.model_dump()
+    name = options.pop("name")
+    inner = options.pop("args") if "args" in type(recipe.head).model_fields else {o.name: options.pop(o.name) for o in own_options(name)}
+    return options | {"head": name, "head_args": inner, "num_classes": len(table.classes), "class_names": table.classes}
+
+
+def fill_size(recipe: DetectRecipe, *, on_cpu: bool) -> list[str]:
+    """Fill in, in place, the size of the pictures: detection wants larger ones than its weights were made with."""
+    if recipe.data.image_size is not None:
+        return []
+    recipe.data.image_size = SIZE["cpu" if on_cpu else "gpu"]
+    other = f"a GPU would take {SIZE['gpu']}, which shows small things better" if on_cpu else "as YOLO and DETR's kin take it"
+    return [f"image_size {recipe.data.image_size}: the recipe leaves it open; {other}"]
+
+
+def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool) -> list[str]:
+    """Fill in, in place, epochs and how to train the backbone; in words what was decided and why."""
+    head, fresh, notes = recipe.head, recipe.backbone.weights == "random", []
+    if recipe.data.augment.pipeline is None:
+        recipe.data.augment.pipeline = "large_scale" if fresh else "standard"
+        why = "random weights need more variety" if fresh else "pretrained weights and a short schedule"
+        notes.append(f"views {recipe.data.augment.pipeline}: {why} (arXiv 2012.07177, section 4)")
+    if fresh and "freeze_batch_norms" not in head.model_fields_set:
+        head.freeze_batch_norms = False
+        notes.append("batch norms of the backbone learn: random weights have no statistics to keep")
+    if fresh and "backbone_lr_factor" not in head.model_fields_set:
+        head.backbone_lr_factor = 1.0
+        notes.append("learning rate of the backbone as of the head: its weights are random")
+    if recipe.epochs is None:
+        seen = SEEN["cpu" if on_cpu else "gpu"][fresh]
+        recipe.epochs = min(MOST, max(FEWEST, round(seen / pictures)))
+        where = "on a CPU" if on_cpu else "on a GPU"
+        notes.append(
+            f"epochs {recipe.epochs}: about {seen:,} pictures seen {where} from {'random' if fresh else 'pretrained'} weights (ours), of "
+            f"{counted(pictures, 'picture', ',')}; {FEWEST} to {MOST}"
+        )
+    if "ema" not in head.model_fields_set:
+        head.ema = 0.998
+        notes.append("average of the weights 0.998: it is what is validated and kept (ours; YOLOX takes 0.9998 of many more steps)")
+    return notes
