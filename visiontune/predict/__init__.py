@@ -9,6 +9,6 @@ from visiontune.predict.sources import Sources, from_words
 from visiontune.predict.write import check_format, write_csv, write_embeddings
 
 __all__ = [
-    "Detection", "DetectorModel", "Embedding", "Model", "OnnxModel", "Prediction", "Predictor", "Sources", "check_format", "devices", "from_words", "load",
-    "load_or_create", "weights_of", "write_csv", "write_embeddings",
+    "Detection", "DetectorModel", "Embedding", "Model", "OnnxModel", "Prediction", "Predictor", "Sources", "check_format", "devices",
+    "from_words", "load", "load_or_create", "weights_of", "write_csv", "write_embeddings",
 ]  # fmt: skip

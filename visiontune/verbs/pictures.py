@@ -6,21 +6,32 @@ from visiontune.verbs.words import parser_of, progress_of, writable
 
 
 def check(argv: list[str]) -> int:
-    """check a recipe (keys, values, folders, backbones) or the pictures of a folder or table (broken, twice, tiny, classes)"""
+    """check a recipe (keys, folders, backbones), pictures (broken, twice, tiny, classes) or annotations (wrong boxes, leaks, sizes)"""
     parser = parser_of("check", check)
-    parser.add_argument("what", metavar="RECIPE or FOLDER", help="a recipe, or a folder, shards or table of pictures")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings on top of the recipe's; of pictures: data.channels=4")
-    parser.add_argument("--csv", metavar="OUT", help="of pictures: list every problem in this file")
+    parser.add_argument("what", metavar="WHAT", help="a recipe; a folder, shards or table of pictures; or annotations: .json, a folder")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings on top of the recipe's; of pictures: data.channels=4; of annotations: images=FOLDER val.boxes=...",
+    )
+    parser.add_argument("--csv", metavar="OUT", help="of pictures and annotations: list every problem in this file")
+    parser.add_argument("--boxes-only", action="store_true", help="of annotations: do not read the pictures")
     parser.add_argument("--tiny", type=int, default=32, metavar="PIXELS", help="of pictures: short side below which one is tiny")
     args = parser.parse_intermixed_args(argv)
     from visiontune.data.rows import is_table
     from visiontune.data.shards import is_shards
 
+    if args.csv:
+        writable(args.csv)
+    boxes = any(text.removeprefix("data.").removeprefix("train.").startswith("images=") for text in args.overrides)
+    if boxes or args.what.endswith(".json"):
+        from visiontune.checks import check_annotations
+
+        return check_annotations(args.what, args.overrides, out=args.csv, pixels=not args.boxes_only, progress=progress_of)
     if Path(args.what).is_dir() or is_shards(args.what) or is_table(args.what):
         from visiontune.checks import check_pictures
 
-        if args.csv:
-            writable(args.csv)
         return check_pictures(args.what, args.overrides, out=args.csv, tiny=args.tiny, progress=progress_of)
     from visiontune.checks import CHECKS
     from visiontune.errors import UserError
@@ -31,7 +42,14 @@ def check(argv: list[str]) -> int:
     loaded = load_recipe(args.what, args.overrides, checks=CHECKS)
     stages = f", stages {', '.join(loaded.stages)}" if loaded.staged else ""
     print(f"{args.what}: sound{stages}")
-    return 0
+    status = 0
+    for name, recipe in loaded.stages.items():
+        if recipe.task == "detect":
+            from visiontune.checks import check_box_data
+
+            print(f"\nboxes of {name or args.what}:")
+            status |= check_box_data(recipe.data, out=args.csv, pixels=not args.boxes_only, progress=progress_of)
+    return status
 
 
 def index(argv: list[str]) -> int:

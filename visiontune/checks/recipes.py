@@ -1,7 +1,6 @@
 """What types cannot say of a recipe, found before any data or GPU is touched: folders without pictures, unknown backbones."""
 
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from pydantic import ValidationError
 
 from visiontune.data.annotations import look_into
 from visiontune.data.columns import TableSettings
-from visiontune.data.decode import Reading
-from visiontune.data.folder import list_pictures, missing_folder
-from visiontune.data.inspect import inspect
+from visiontune.data.detection.read import format_of
+from visiontune.data.folder import missing_folder
 from visiontune.data.rows import is_table
 from visiontune.data.sample import SAMPLES
 from visiontune.data.shards import is_shards
@@ -20,7 +18,6 @@ from visiontune.data.walk import SUFFIXES
 from visiontune.errors import UserError, near, some
 from visiontune.recipe.schema import is_path, table_settings, type_of_val
 from visiontune.recipe.sections import LabelledData
-from visiontune.recipe.yaml_lines import read_value
 
 Found = list[tuple[str, str]]
 
@@ -133,69 +130,29 @@ def check_backbone(raw: dict[str, Any]) -> Found:
     return [("backbone.name", f"got {name!r}; {problem}")] if problem else []
 
 
-# ---------------------------------------------------------------- pictures, one by one
+def check_boxes(raw: dict[str, Any]) -> Found:
+    """Of a recipe that detects: folders of pictures that are not there, annotations that are none."""
+    data = raw.get("data")
+    if raw.get("task") != "detect" or not isinstance(data, dict):
+        return []
+    found: Found = []
+    for part in ("train", "val"):
+        source = data.get(part)
+        if not isinstance(source, dict):
+            continue
+        images, boxes, split = (source.get(k) for k in ("images", "boxes", "split"))
+        key = f"data.{part}"
+        if isinstance(images, str) and not os.path.isdir(images):
+            found.append((f"{key}.images", missing_folder(f"{key}.images", images).removeprefix(f"{key}.images: ")))
+        if isinstance(boxes, str):
+            try:
+                format_of(boxes, key=key)
+            except UserError as error:
+                where, _, sentence = str(error).partition(": ")
+                found.append((where, sentence))
+        if isinstance(split, str) and not os.path.isfile(split):
+            found.append((f"{key}.split", f"there is no file {split}"))
+    return found
 
 
-def check_pictures(what: str, overrides: list[str], *, out: str | None, tiny: int, progress: Callable[[int], Callable[[int], None]]) -> int:
-    """Look at every picture of a folder, of shards or of a table, and print what is found; 1 where any is broken.
-
-    Args:
-        what: where they are.
-        overrides: `data.channels=4`: keys of a recipe's `data` that say how pictures and tables are read.
-        out: CSV file to list every problem in.
-        tiny: shorter sides below this many pixels are counted.
-        progress: given the number of pictures, makes what is told of those done.
-
-    Raises:
-        UserError: if there is none, or for another key.
-    """
-    data = data_of(overrides)
-    # A file that is not there is one more broken picture here, not a reason to stop.
-    table = list_pictures(what, key="check", labelled=None, settings=table_settings(data), max_broken=1.0)
-    found = inspect(table, tiny=tiny, reading=Reading(data.channels, data.background, data.value_range), progress=progress(len(table)))
-    print("\n".join([*table.notes, *found.lines(tiny)]))
-    if found.broken:
-        print("e.g. " + some((f"{table.path(i)} ({cause})" for i, cause in found.broken), 10))
-    if out:
-        found.write_csv(Path(out))
-        print(f"every one of them: {out}")
-    return 1 if found.broken else 0
-
-
-# Keys of a recipe's `data` that say how pictures and tables are read, and what is said of them in a message.
-TABLE_KEYS = {"root": "data.root=FOLDER", "columns": "data.columns.label=NAME", "label_separator": "data.label_separator=,"}
-READ_KEYS = {
-    "channels": "data.channels=4",
-    "value_range": "data.value_range=[0,4095]",
-    "background": "data.background=[0,0,0]",
-} | TABLE_KEYS
-
-
-def data_of(overrides: Sequence[str], *, verb: str = "check", keys: dict[str, str] = READ_KEYS) -> LabelledData:
-    """The `data` of a recipe with these settings alone.
-
-    Args:
-        overrides: `data.channels=4`.
-        verb: for messages.
-        keys: what may be set, with examples.
-
-    Raises:
-        UserError: for another key, or a value that it cannot have.
-    """
-    settings: dict[str, Any] = {}
-    for text in overrides:
-        key, _, value = text.partition("=")
-        section, _, name = key.partition(".")
-        name, _, inner = name.partition(".")
-        if section != "data" or name not in keys:
-            raise UserError(f"{verb}: got {text!r}; of pictures are allowed: {', '.join(keys.values())}")
-        got = read_value(value)
-        settings[name] = settings.get(name, {}) | {inner: got} if inner else got
-        try:
-            LabelledData(train="", **settings)
-        except ValidationError as error:
-            raise UserError(f"{key}: got {value!r}; expected {LabelledData.model_fields[name].description}") from error
-    return LabelledData(train="", **settings)
-
-
-CHECKS = (check_folders, check_weights, check_backbone)
+CHECKS = (check_folders, check_boxes, check_weights, check_backbone)

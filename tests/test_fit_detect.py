@@ -1,0 +1,143 @@
+"""Whole runs of detection: from annotations to a detector that is loaded again, resumed to the same numbers; what goes wrong is told."""
+
+import json
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import visiontune
+from tests.conftest import CONV
+from tests.data.detection.sets import write_set
+from tests.test_fit import assert_same_run, killed, write
+from visiontune.data.detection.read import read_boxes
+from visiontune.fit import main
+
+
+def things(count, seed=0):
+    """Pictures with one or two rectangles, and one empty one."""
+    rng, found = np.random.default_rng(seed), {}
+    for i in range(count):
+        boxes = []
+        for kind in ("cat", "dog")[: 1 + i % 2] if i else ():
+            x, y = (int(v) for v in rng.integers(0, 30, 2))
+            w, h = (int(v) for v in rng.integers(16, 30, 2))
+            boxes.append((kind, (x, y, x + w, y + h)))
+        found[f"{i:02}.png"] = ((64, 60), boxes)
+    return found
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    root = tmp_path_factory.mktemp("boxes")
+    return write_set(root / "train", things(14)), write_set(root / "val", things(5, seed=1))
+
+
+@pytest.fixture()
+def recipe(annotated):
+    train, val = annotated
+    return {
+        "task": "detect",
+        "head": {"name": "fcos", "pyramid_width": 64, "convolutions": 1, "ema": 0.9},
+        "backbone": CONV,
+        "data": {"train": train.coco, "val": val.coco, "image_size": 64, "batch_size": 4, "workers": 0},
+        "optim": {"lr": 0.003},
+        "epochs": 2,
+        "trainer": {"accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 1},
+    }
+
+
+def test_a_run_leaves_a_detector_that_says_what_was_validated(tmp_path, recipe, annotated, capsys):
+    out = tmp_path / "run"
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "pictures: 14 with 20 boxes to train, 5 with" in said
+    assert "views large_scale: random weights need more variety" in said
+    result = json.loads((out / "result.json").read_text())
+    assert result["task"] == "detect"
+    assert 0 <= result["map"] <= result["map50"] <= 1
+    assert result["what"].startswith("fcos on 20 boxes in 14 pictures")
+
+    model = visiontune.load(out)
+    best = torch.load(out / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(v, best[f"average.{k}"]) for k, v in model.detector.trained.state_dict().items())
+    assert model.class_names == ("cat", "dog")
+    found = list(model.predict(str(annotated[1].images), score=0.0))
+    assert [f.path.rsplit("/")[-1] for f in found] == [f"{i:02}.png" for i in range(5)]
+    assert all((f.boxes.xyxy[:, 2] <= 64).all() and (f.boxes.xyxy[:, 3] <= 60).all() for f in found)  # in the pictures' own pixels
+    # what the run calls its map is that of these boxes
+    from torchmetrics.detection import MeanAveragePrecision
+
+    metric, truth = MeanAveragePrecision(backend="faster_coco_eval"), read_boxes(**annotated[1].coco, classes=("cat", "dog"))
+    for i, f in enumerate(found):
+        t = truth.boxes_of(i)
+        metric.update(
+            [{"boxes": f.boxes.xyxy, "scores": f.boxes.scores, "labels": f.boxes.labels}], [{"boxes": t.xyxy, "labels": t.labels}]
+        )
+    assert float(metric.compute()["map"]) == pytest.approx(result["map"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("batches", "every"), [(4, "1e-6"), (4, "100")])
+def test_killed_and_resumed_with_mosaics_of_many_sizes_meets_the_unbroken_runs_numbers(tmp_path, recipe, batches, every):
+    recipe["data"]["augment"] = {"pipeline": "yolox", "sizes": [0.5, 1.5], "plain_end": 0.4}
+    path = write(tmp_path / "r.yaml", recipe | {"checkpoint_minutes": float(every)})
+    assert main([path, "--out", str(tmp_path / "whole")]) == 0
+    done = killed(batches, [path, "--out", str(tmp_path / "broken")])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert main(["--resume", str(tmp_path / "broken"), "data.workers=1"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    whole, broken = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "broken"))
+    assert {k: whole[k] for k in ("map", "map50", "best_step", "loss")} == {k: broken[k] for k in ("map", "map50", "best_step", "loss")}
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_other_formats_a_share_for_validation_and_few_pictures(tmp_path, recipe, annotated, capsys, kind):
+    recipe["data"] |= {"train": annotated[0].of(kind), "val": 0.25, "labels_fraction": 0.6, "batch_size": 2}
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    used, there, val = map(int, re.search(r"pictures: (\d+) of (\d+) with .* to train, (\d+) with", capsys.readouterr().out).groups())
+    assert there + val == 14
+    assert val >= 3
+    assert used == pytest.approx(0.6 * there, abs=1.5)
+
+
+def test_every_head_by_its_name_alone(tmp_path, recipe):
+    for head in ("retinanet", "faster_rcnn"):
+        path = write(tmp_path / "r.yaml", recipe | {"head": head})
+        assert main([path, "head.pyramid_width=64", "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+
+
+MISTAKES = [
+    ("a head that is none", {"head": "fcoss"}, "head: got 'fcoss'; allowed: "),
+    ("an option of another head", {"head": {"name": "fcos", "anchor_size": 4}}, "head.anchor_size: unknown key; it is an option of another"),
+    ("a head of one's own that is not there", {"head": "my.head.Class"}, "head.name: got 'my.head.Class', but No module named 'my'"),
+    ("no folder of pictures", {"data": {"train": {"images": "none"}}}, "data.train.images: "),
+    ("no annotations", {"data": {"train": {"boxes": "none.json"}}}, "data.train.boxes: there is no none.json"),
+    ("a share that is none", {"data": {"val": 1.5}}, "data.val: got 1.5; expected a section of key: value lines or a number below 1"),
+    ("an augmentation that is none", {"data": {"augment": {"mosaik": 1}}}, "data.augment.mosaik: unknown key; did you mean 'mosaic'?"),
+    ("a metric that is none", {"monitor": "top1"}, "monitor: got 'top1'; allowed here: map, map50, map75"),
+    ("a way of classifying", {"tune": "head"}, "tune: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_the_cause_is_named(tmp_path, recipe, capsys, changes, message):
+    from visiontune.recipe.load import merge
+
+    assert main([write(tmp_path / "r.yaml", merge(recipe, changes)), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_a_stage_of_boxes_takes_the_backbone_that_an_earlier_one_made(tmp_path, recipe, annotated):
+    first = {"task": "pretrain", "method": "simclr", "backbone": CONV, "epochs": 1, "optim": {"lr": 0.01}}
+    first["data"] = {"train": str(annotated[0].images), "image_size": 32, "batch_size": 8, "workers": 0}
+    second = recipe | {"backbone": {"weights": "stage:pretrain"}, "epochs": 1}
+    trainer = recipe.pop("trainer")
+    second.pop("trainer", None)
+    path = write(tmp_path / "r.yaml", {"trainer": trainer, "stages": {"pretrain": first, "boxes": second}})
+    assert main([path, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run/boxes/result.json").read_text())["what"].endswith("from the weights of pretrain, 1 epoch")
+    assert len(list(visiontune.load(tmp_path / "run").predict(str(annotated[1].images), score=0.0))) == 5
