@@ -1,0 +1,251 @@
+"""What a detector's boxes are worth: COCO's average precision and recall, over processes as over one.
+
+N pictures, D predictions, M true boxes (a crowd's among them), K classes; T overlaps (IoU) from 0.5 to 0.95, R = 101 recalls, A ranges of
+area, L limits on the predictions of a picture.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from visiontune.boxes import Boxes
+from visiontune.errors import UserError
+
+COUNTERS = ("faster_coco_eval", "pycocotools")  # what can count, the faster first
+SIZES = ("small", "medium", "large")  # areas up to 32 x 32 pixels, up to 96 x 96, and above: https://cocodataset.org/#detection-eval
+HALF, THREE_QUARTERS = 0, 5  # places of an IoU of 0.5 and of 0.75 among the T
+
+
+class MeanAveragePrecision(Metric):
+    """COCO's numbers from the boxes of any number of pictures.
+
+    Predictions and truth stay on the device until `compute`: an update never waits for it. Over processes all of them are joined, whatever
+    number of pictures each has seen, none included; let no picture be seen twice.
+
+    Args:
+        num_classes: K.
+        max_detections: most predictions of a picture and class that count, the best ones: the detector's own limit of a picture, so that
+            none of its boxes is left out. COCO's is 100.
+
+    Raises:
+        UserError: if nothing is installed that counts.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    found: list[Tensor]
+    truth: list[Tensor]
+    counts: list[Tensor]
+
+    def __init__(self, num_classes: int, *, max_detections: int = 100) -> None:
+        super().__init__()
+        find_counter()
+        self.num_classes, self.max_detections = num_classes, max_detections
+        for name in ("found", "truth", "counts"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        found: Sequence[Boxes],
+        truth: Sequence[Boxes],
+        *,
+        crowd: Sequence[Boxes] | None = None,
+        area: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Add pictures, on any device.
+
+        Args:
+            found: predictions of each picture, with scores, in pixels of the original picture, for areas are compared with COCO's.
+            truth: what there is, in the same pixels.
+            crowd: boxes of each picture that count for nothing, whether they are found or not (COCO's `iscrowd`).
+            area: `(M,)` of each picture's true boxes in square pixels, such as those of outlines; None: those of the boxes.
+        """
+        N = len(truth)
+        assert len(found) == N, "as many predictions as pictures"
+        ignored = [Boxes.none()] * N if crowd is None else crowd
+        areas = [areas_of(t.xyxy) for t in truth] if area is None else area
+        if not N:
+            return
+        self.found.append(torch.cat([self._rows(f.xyxy, f.labels, f.scores if len(f) else torch.zeros(0)) for f in found]))
+        rows = []
+        for t, its_area, c in zip(truth, areas, ignored, strict=True):
+            rows.append(self._rows(t.xyxy, t.labels, its_area, torch.zeros(len(t))))
+            rows.append(self._rows(c.xyxy, c.labels, areas_of(c.xyxy), torch.ones(len(c))))
+        self.truth.append(torch.cat(rows))
+        said, true = [len(f) for f in found], [len(t) + len(c) for t, c in zip(truth, ignored, strict=True)]
+        self.counts.append(torch.tensor([said, true], device=self.device).T)
+
+    def _rows(self, xyxy: Tensor, *columns: Tensor | None) -> Tensor:
+        """`(M, 4)` and columns `(M,)` side by side; of labels float32 is exact up to 16 million."""
+        sides: Any = (xyxy, *(x if x is None else x[:, None] for x in columns))
+        return torch.cat([x.to(self.device).float() for x in sides], dim=1)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # A process without a picture takes part, with nothing of the right shape.
+        empty = {"found": (0, 6), "truth": (0, 7), "counts": (0, 2)}
+        for name, shape in empty.items():
+            if not getattr(self, name):
+                setattr(self, name, [torch.zeros(shape, device=self.device, dtype=torch.long if name == "counts" else torch.float)])
+        super().sync(*args, **kwargs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The numbers of `coco_metrics`, on this metric's device."""
+        found, truth, counts = (_joined(x) for x in (self.found, self.truth, self.counts))
+        if not len(counts):
+            found, truth, counts = torch.zeros(0, 6), torch.zeros(0, 7), torch.zeros(0, 2, dtype=torch.long)
+        said, true = counts.numpy().T
+        numbers = np.arange(len(counts))
+        values = _summary(
+            *_count(found.numpy(), np.repeat(numbers, said), truth.numpy(), np.repeat(numbers, true), len(numbers), self.max_detections),
+            self.num_classes,
+        )
+        return {name: torch.as_tensor(value, dtype=torch.float32).to(self.device) for name, value in values.items()}
+
+
+def coco_metrics(
+    found: Sequence[Boxes],
+    truth: Sequence[Boxes],
+    *,
+    num_classes: int,
+    crowd: Sequence[Boxes] | None = None,
+    area: Sequence[Tensor] | None = None,
+    max_detections: int = 100,
+) -> dict[str, Tensor]:
+    """COCO's numbers of these pictures, in this process alone. Arguments as of `MeanAveragePrecision`.
+
+    Returns:
+        `map`, the mean of average precision over IoU of 0.5, 0.55 to 0.95 and over classes; `map50` and `map75` at one IoU; `map_small`,
+        `map_medium`, `map_large` of true boxes of those areas; `mar1`, `mar10` and `mar`, the mean recall with that many predictions of a
+        picture and class, and with `max_detections`; `mar_small`, `mar_medium`, `mar_large`; `ap` and `ap50`, `(K,)`, of each class. nan is
+        of no box at all.
+
+    Lin et al. 2014 (arXiv 1405.0312) and https://cocodataset.org/#detection-eval.
+    """
+    metric = MeanAveragePrecision(num_classes, max_detections=max_detections)
+    metric.distributed_available_fn = lambda: False
+    metric.update([f.to("cpu") for f in found], [t.to("cpu") for t in truth], crowd=crowd, area=area)
+    return metric.compute()
+
+
+def areas_of(xyxy: Tensor) -> Tensor:
+    """`(M, 4)` -> `(M,)`, square pixels."""
+    return (xyxy[:, 2:] - xyxy[:, :2]).prod(dim=1)
+
+
+def find_counter() -> str:
+    """The name of what is installed and counts.
+
+    Raises:
+        UserError: if nothing is.
+    """
+    name = next((c for c in COUNTERS if importlib.util.find_spec(c)), None)
+    if name is None:
+        raise UserError(
+            "validation: mean average precision needs faster-coco-eval or pycocotools, and neither is installed; "
+            "pip install faster-coco-eval, or train without validation pictures"
+        )
+    return name
+
+
+def _joined(rows: Any) -> Tensor:
+    """A list of parts, or after a sync their whole, on the CPU."""
+    return (rows if isinstance(rows, Tensor) else torch.cat(rows) if rows else torch.zeros(0)).cpu()
+
+
+# ---------------------------------------------------------------- counting
+
+
+def _count(
+    found: np.ndarray, found_in: np.ndarray, truth: np.ndarray, truth_in: np.ndarray, N: int, max_detections: int
+) -> tuple[np.ndarray, np.ndarray, list[int], list[int]]:
+    """Precision `(T, R, k, A, L)`, recall `(T, k, A, L)`, the k classes that have a true box, and the L limits; -1 where there is none.
+
+    Args:
+        found: `(D, 6)`: xyxy, label, score.
+        found_in: `(D,)`, the number of the picture.
+        truth: `(M, 7)`: xyxy, label, area, crowd.
+        truth_in: `(M,)`.
+        N: the number of pictures.
+    """
+    limits = sorted({min(limit, max_detections) for limit in (1, 10, max_detections)})
+    classes = np.unique(truth[truth[:, 6] == 0, 4]).astype(int).tolist()
+    if not classes:
+        return np.zeros((10, 101, 0, 4, len(limits))), np.zeros((10, 0, 4, len(limits))), [], limits
+    make, evaluate = _tools(find_counter())
+    real, said = make(), make()
+    images, categories = [{"id": i} for i in range(N)], [{"id": k} for k in classes]
+    keep = np.isin(truth[:, 4], classes)
+    real.dataset = {
+        "images": images,
+        "categories": categories,
+        "annotations": _annotations(truth[keep], truth_in[keep], area=truth[keep, 5].tolist(), iscrowd=truth[keep, 6].astype(int).tolist()),
+    }
+    keep = np.isin(found[:, 4], classes)
+    sides = found[keep, 2:4].astype(np.float64) - found[keep, :2]
+    said.dataset = {
+        "images": images,
+        "categories": categories,
+        "annotations": _annotations(found[keep], found_in[keep], area=sides.prod(axis=1).tolist(), score=found[keep, 5].tolist()),
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # they tell how long everything took
+        real.createIndex()
+        said.createIndex()
+        counter = evaluate(real, said, iouType="bbox")
+        counter.params.maxDets = limits
+        counter.evaluate()
+        counter.accumulate()
+    # Their own summary asks for a limit of 100 whatever the limits are; the arrays hold all there is.
+    return counter.eval["precision"], counter.eval["recall"], classes, limits
+
+
+def _annotations(rows: np.ndarray, pictures: np.ndarray, **columns: Iterable[Any]) -> list[dict[str, Any]]:
+    """COCO's dictionaries; numbers begin at 1, for 0 means no match."""
+    xywh = rows[:, :4].astype(np.float64)
+    xywh[:, 2:] -= xywh[:, :2]
+    fixed = zip(pictures.tolist(), rows[:, 4].astype(int).tolist(), xywh.tolist(), zip(*columns.values(), strict=True), strict=True)
+    return [
+        {"id": i, "image_id": picture, "category_id": label, "bbox": box, **dict(zip(columns, more, strict=True))}
+        for i, (picture, label, box, more) in enumerate(fixed, 1)
+    ]
+
+
+def _tools(counter: str) -> tuple[Any, Any]:
+    """The classes of annotations and of the evaluation."""
+    if counter == "faster_coco_eval":
+        module = importlib.import_module("faster_coco_eval")
+        return module.COCO, module.COCOeval_faster
+    return importlib.import_module("pycocotools.coco").COCO, importlib.import_module("pycocotools.cocoeval").COCOeval
+
+
+def _summary(
+    precision: np.ndarray, recall: np.ndarray, classes: list[int], limits: list[int], num_classes: int
+) -> dict[str, float | np.ndarray]:
+    """Means over what there is; see `coco_metrics`."""
+    best = precision[..., -1]  # (T, R, k, A), with all predictions
+    values: dict[str, float | np.ndarray] = {
+        "map": _mean(best[:, :, :, 0]),
+        "map50": _mean(best[HALF, :, :, 0]),
+        "map75": _mean(best[THREE_QUARTERS, :, :, 0]),
+    }
+    values |= {f"map_{size}": _mean(best[:, :, :, a]) for a, size in enumerate(SIZES, 1)}
+    for name, limit in (("mar1", 1), ("mar10", 10), ("mar", limits[-1])):
+        values[name] = _mean(recall[:, :, 0, limits.index(min(limit, limits[-1]))])
+    values |= {f"mar_{size}": _mean(recall[:, :, a, -1]) for a, size in enumerate(SIZES, 1)}
+    for name, part in (("ap", best[..., 0]), ("ap50", best[HALF : HALF + 1, :, :, 0])):
+        every = np.full(num_classes, np.nan)
+        every[classes] = [_mean(part[:, :, i]) for i in range(len(classes))]
+        values[name] = every
+    return values
+
+
+def _mean(values: np.ndarray) -> float:
+    there = values[values > -1]
+    return float(there.mean()) if there.size else float("nan")
