@@ -115,6 +115,7 @@ def test_a_limit_below_ten_holds_for_every_number():
     found = Boxes(truth.xyxy, truth.labels, torch.linspace(1, 0.1, 8))
     values = coco_metrics([found], [truth], num_classes=1, max_detections=4)
     assert values["mar1"].item() == pytest.approx(1 / 8)
+    assert values["ap"].tolist() == [values["map"].item()]
     assert values["mar10"].item() == values["mar"].item() == pytest.approx(0.5)
     assert values["map"].item() == pytest.approx(0.5, abs=0.01)
 

@@ -99,7 +99,7 @@ def test_what_is_written_is_read_again_and_every_picture_has_its_row(tmp_path, m
         (x.truth, x.label, x.pictures) for x in cells
     ]
     measured.write_predictions(tmp_path / "p.csv", answers, (f"{i}\udce9.jpg" for i in range(answers.N)), names)
-    rows = measured._read(tmp_path / "p.csv")
+    rows = measured.read_rows(tmp_path / "p.csv")
     assert [r["path"] for r in rows] == [f"{i}\udce9.jpg" for i in range(answers.N)]
     if make is single:
         assert [names.index(r["truth"]) for r in rows] == answers.truth.tolist()

@@ -97,7 +97,7 @@ class MeanAveragePrecision(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
-        """The numbers of `coco_metrics`, on this metric's device."""
+        """The numbers of `coco_metrics`, on this metric's device; torchmetrics makes scalars of one class's `ap` and `ap50`."""
         found, truth, counts = (_joined(x) for x in (self.found, self.truth, self.counts))
         if not len(counts):
             found, truth, counts = torch.zeros(0, 6), torch.zeros(0, 7), torch.zeros(0, 2, dtype=torch.long)
@@ -132,7 +132,8 @@ def coco_metrics(
     metric = MeanAveragePrecision(num_classes, max_detections=max_detections)
     metric.distributed_available_fn = lambda: False
     metric.update([f.to("cpu") for f in found], [t.to("cpu") for t in truth], crowd=crowd, area=area)
-    return metric.compute()
+    values = metric.compute()
+    return values | {name: values[name].reshape(num_classes) for name in ("ap", "ap50")}
 
 
 def areas_of(xyxy: Tensor) -> Tensor:

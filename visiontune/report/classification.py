@@ -27,22 +27,29 @@ def shortened(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - most // 2 - 1) :]}"
 
 
-def confusion(cells: Sequence[Confusion], names: Sequence[str], path: Path) -> None:
+def confusion(cells: Sequence[Confusion], names: Sequence[str], path: Path, *, nothing: tuple[str, str] | None = None) -> None:
     """The confusion matrix: colours are shares of a row, numbers are pictures.
 
     Args:
         cells: those that are not empty.
         names: of all K classes; one without a picture that was never said is left out.
         path: the PNG.
+        nothing: of boxes: what number K is called, which stands last: as truth, where a box is of nothing, and as what was said, where
+            one was missed.
     """
     matrix, shown = _matrix(cells)
+    rows = columns = [shortened(name) for name in names]
+    if nothing is not None:
+        rows, columns = [*rows, nothing[0]], [*columns, nothing[1]]
+        last = sorted(range(len(shown)), key=lambda i: shown[i] == len(names))
+        matrix, shown = matrix[np.ix_(last, last)], [shown[i] for i in last]
     K = len(shown)
     few = K <= FEW_CLASSES
     cell = float(np.interp(K, [2, 12, FEW_CLASSES, MOST_CLASSES], [0.9, 0.5, 0.36, 0.16]))  # inches
     of_class = {c.truth: c.pictures / c.share for c in cells}  # also what was said of classes that are not drawn
     shares = matrix / np.array([[of_class.get(k, 1)] for k in shown])
-    labels = [shortened(names[k]) for k in shown]
-    longest = max(map(len, labels))
+    rows, columns = [rows[k] for k in shown], [columns[k] for k in shown]
+    longest = max(map(len, columns))
     text = float(np.interp(K, [2, FEW_CLASSES, MOST_CLASSES], [10, 8, 7]))
     figure = plt.figure(figsize=(cell * K, cell * K))
     axis = figure.add_axes((0, 0, 1, 1))  # names stand outside: the file is cut to what was drawn
@@ -56,16 +63,19 @@ def confusion(cells: Sequence[Confusion], names: Sequence[str], path: Path) -> N
             shade = "white" if shares[i, j] > 0.45 else INK
             size = min(text, cell * 72 * 1.5 / max(3, len(f"{matrix[i, j]:,}")))
             axis.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", fontsize=size, color=shade)
-    axis.set_xticks(range(K), labels, fontsize=text, rotation=90 if longest * text * 0.6 > cell * 72 else 0, parse_math=False)
-    axis.set_yticks(range(K), labels, fontsize=text, parse_math=False)
+    axis.set_xticks(range(K), columns, fontsize=text, rotation=90 if longest * text * 0.6 > cell * 72 else 0, parse_math=False)
+    axis.set_yticks(range(K), rows, fontsize=text, parse_math=False)
     axis.set_xticks(np.arange(1, K) - 0.5, minor=True)
     axis.set_yticks(np.arange(1, K) - 0.5, minor=True)
     axis.grid(which="minor", color="#eeeeee", linewidth=0.6)
+    if nothing is not None and shown[-1] == len(names):
+        axis.axhline(K - 1.5, color="#999999", linewidth=1)
+        axis.axvline(K - 1.5, color="#999999", linewidth=1)
     axis.tick_params(which="both", length=0)
     axis.set_xlabel("what was said", fontsize=max(9, text))
     axis.set_ylabel("what it is", fontsize=max(9, text))
     axis.spines[:].set_color("#cccccc")
-    _save(figure, path)
+    save_named(figure, path)
 
 
 def confusion_words(cells: Sequence[Confusion]) -> str:
@@ -140,7 +150,7 @@ def cases(groups: dict[str, tuple[list[Shown], bool]], path: Path, *, columns: i
             axis.text(0, 1.13, case.said, color=RIGHT if right else WRONG, **text)
             axis.text(0, 1.03, case.truth, color=INK, **text)
         top -= -(-len(shown) // columns) * height
-    _save(figure, path)
+    save_named(figure, path)
 
 
 def reliability(panels: dict[str, Reliability], path: Path) -> None:
@@ -169,10 +179,11 @@ def reliability(panels: dict[str, Reliability], path: Path) -> None:
     axes[1, 0].set_ylabel("share of answers", fontsize=9)
     axes[0, 0].legend(fontsize=8, frameon=False, loc="upper left")
     figure.tight_layout()
-    _save(figure, path)
+    save_named(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_named(figure: Any, path: Path) -> None:
+    """A figure with names of classes in it, as PNG."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class name in a script that the font has not
         save(figure, path, tight=True)

@@ -21,6 +21,14 @@ PANELS = {
     "train/loss": "loss",
     "train/baseline": "loss",
     "val/loss": "loss",
+    "train/loss_classes": "parts of the loss",
+    "train/loss_boxes": "parts of the loss",
+    "train/loss_centers": "parts of the loss",
+    "train/loss_proposals": "parts of the loss",
+    "train/loss_proposal_boxes": "parts of the loss",
+    "val/map": "mean average precision",
+    "val/map50": "mean average precision",
+    "val/map75": "mean average precision",
     "val/top1": "accuracy",
     "val/top5": "accuracy",
     "val/balanced_accuracy": "accuracy",
@@ -40,7 +48,7 @@ PANELS = {
 }
 # Panels of numbers between 0 and 1: their whole range is shown, so that small changes look small.
 SHARES = ("spread", "teacher")
-PERCENT = ("probe", "accuracy", "F1", "ranking", "calibration error")
+PERCENT = ("probe", "mean average precision", "accuracy", "F1", "ranking", "calibration error")
 INK, ACCENTS = "#333333", ("#1b6ca8", "#d1603d", "#3d8b5f", "#8a5ba6")
 
 

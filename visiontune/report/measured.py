@@ -26,15 +26,15 @@ def write_tables(folder: Path, answers: Answers, classes: list[ClassResult], cel
     """`classes.csv`, and `confusion.csv` where a picture has one label. What is of nothing is an empty field."""
     folder.mkdir(parents=True, exist_ok=True)
     rows: Iterable[Sequence[Any]] = ([name, *(_field(getattr(c, f)) for f in COLUMNS)] for name, c in zip(names, classes, strict=True))
-    _write(folder / "classes.csv", ["class", *COLUMNS], rows)
+    write_rows(folder / "classes.csv", ["class", *COLUMNS], rows)
     if answers.labels == "single":
         rows = ([names[c.truth], names[c.label], c.pictures, _field(c.share)] for c in cells)
-        _write(folder / "confusion.csv", ["truth", "label", "pictures", "share"], rows)
+        write_rows(folder / "confusion.csv", ["truth", "label", "pictures", "share"], rows)
 
 
 def write_predictions(file: Path, answers: Answers, paths: Iterable[str], names: Sequence[str]) -> None:
     """A row a picture: path, truth, label, score. Several labels stand side by side, with their scores in the same order."""
-    _write(
+    write_rows(
         file, ["path", "truth", "label", "score"], ([path, *row] for path, row in zip(paths, prediction_rows(answers, names), strict=True))
     )
 
@@ -52,7 +52,8 @@ def prediction_rows(answers: Answers, names: Sequence[str]) -> Iterable[tuple[st
         yield true, SEPARATOR.join(names[k] for k in yes), SEPARATOR.join(f"{scores[k]:.4f}" for k in yes)
 
 
-def _write(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_rows(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table as CSV, whatever bytes its names have."""
     with file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out:
         csv.writer(out, lineterminator="\n").writerows([header])
         csv.writer(out, lineterminator="\n").writerows(rows)
@@ -64,7 +65,7 @@ def _field(value: float) -> float | str:
 
 def read_classes(folder: Path) -> dict[str, ClassResult]:
     """`classes.csv` by class name; none if there is no file."""
-    rows = _read(folder / "classes.csv")
+    rows = read_rows(folder / "classes.csv")
     counts = ("pictures", "said")
     return {r["class"]: ClassResult(**{f: int(r[f]) if f in counts else float(r[f] or "nan") for f in COLUMNS}) for r in rows}
 
@@ -72,11 +73,12 @@ def read_classes(folder: Path) -> dict[str, ClassResult]:
 def read_confusions(folder: Path, names: Sequence[str]) -> list[Confusion]:
     """`confusion.csv`; none if there is no file."""
     number = {name: k for k, name in enumerate(names)}
-    rows = _read(folder / "confusion.csv")
+    rows = read_rows(folder / "confusion.csv")
     return [Confusion(number[r["truth"]], number[r["label"]], int(r["pictures"]), float(r["share"])) for r in rows]
 
 
-def _read(file: Path) -> list[dict[str, str]]:
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """Of a CSV, by column; none if there is no file."""
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as text:

@@ -8,6 +8,12 @@ NAMES = {
     "top1": "top-1 accuracy", "top5": "top-5 accuracy", "balanced_accuracy": "balanced accuracy",
     "macro_ap": "mean average precision of classes (macro AP)", "macro_f1": "macro F1", "micro_f1": "micro F1",
     "macro_f1_thresholds": "macro F1 at the thresholds", "micro_f1_thresholds": "micro F1 at the thresholds",
+    "map": "mean average precision (COCO's, IoU 0.5 to 0.95)", "map50": "mean average precision at IoU 0.5",
+    "map75": "mean average precision at IoU 0.75", "map_small": "mean average precision of small boxes",
+    "map_medium": "mean average precision of medium boxes", "map_large": "mean average precision of large boxes",
+    "mar": "mean average recall", "mar10": "mean average recall, ten boxes a picture and class",
+    "f1": "F1 of boxes at the threshold, mean of classes", "precision": "precision of boxes at the threshold, mean of classes",
+    "recall": "recall of boxes at the threshold, mean of classes", "threshold": "threshold of the score",
     "exact": "pictures with all labels right", "auroc": "AUROC, each class against the rest",
     "ece": "expected calibration error", "ece_scaled": "expected calibration error after temperature",
     "knn_top1": "k-NN top-1", "probe_top1": "linear probe top-1", "temperature": "temperature",
@@ -17,8 +23,8 @@ NAMES = {
 # The same number at another time.
 TIMES = {"_last": "last epoch", "_start": "before training"}
 # What a run is summed up by, each at every time; the rest stands in its table.
-HEADLINES = ("top1", "balanced_accuracy", "macro_ap", "micro_f1_thresholds", "knn_top1", "probe_top1")
-NOT_PERCENT = ("loss", "loss_baseline", "val_loss", "cross_entropy", "temperature")
+HEADLINES = ("map", "map50", "top1", "balanced_accuracy", "macro_ap", "micro_f1_thresholds", "knn_top1", "probe_top1")
+NOT_PERCENT = ("loss", "loss_baseline", "val_loss", "cross_entropy", "temperature", "threshold")
 
 
 def named(result: dict[str, Any]) -> list[tuple[str, str, float]]:
@@ -40,7 +46,7 @@ def _plain(key: str) -> str:
 
 def best_score(result: dict[str, Any]) -> tuple[str, float] | None:
     """The one number to judge a stage by."""
-    for name in ("top1", "macro_ap", "probe_top1", "knn_top1"):
+    for name in ("map", "top1", "macro_ap", "probe_top1", "knn_top1"):
         if result.get(name) is not None:
             return name, result[name]
     return None
