@@ -67,7 +67,7 @@ def write_embeddings(embeddings: Iterable[Embedding], out: Path, *, on_broken: O
     if first is None:
         raise UserError("embed: no picture could be read, so there is nothing to write")
     rows = _chain(first, kept)
-    with _whole(out) as part:
+    with whole_file(out) as part:
         count = {".npz": _npz, ".parquet": _parquet, ".csv": _csv}[out.suffix](rows, len(first.vector), part)
     return count, len(first.vector)
 
@@ -86,8 +86,8 @@ def _chain(first: Embedding, rest: Iterator[Embedding]) -> Iterator[Embedding]:
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A name beside `out`, which becomes `out` at the end."""
+def whole_file(out: Path) -> Iterator[Path]:
+    """A name beside `out`, which becomes `out` when all is written."""
     part = out.with_name(out.name + ".part")
     yield part
     part.replace(out)
