@@ -35,7 +35,7 @@ def annotated(tmp_path_factory):
     return write_set(root / "train", things(14)), write_set(root / "val", things(5, seed=1))
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(annotated):
     train, val = annotated
     return {
@@ -110,7 +110,11 @@ def test_every_head_by_its_name_alone(tmp_path, recipe):
 
 MISTAKES = [
     ("a head that is none", {"head": "fcoss"}, "head: got 'fcoss'; allowed: "),
-    ("an option of another head", {"head": {"name": "fcos", "anchor_size": 4}}, "head.anchor_size: unknown key; it is an option of another"),
+    (
+        "an option of another head",
+        {"head": {"name": "fcos", "anchor_size": 4}},
+        "head.anchor_size: unknown key; it is an option of another",
+    ),
     ("a head of one's own that is not there", {"head": "my.head.Class"}, "head.name: got 'my.head.Class', but No module named 'my'"),
     ("no folder of pictures", {"data": {"train": {"images": "none"}}}, "data.train.images: "),
     ("no annotations", {"data": {"train": {"boxes": "none.json"}}}, "data.train.boxes: there is no none.json"),

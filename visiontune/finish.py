@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from visiontune.evaluate.classification import Answers, confusions, fitted
 from visiontune.export import image_statistics, save_detector_folder, save_timm_folder
 from visiontune.finetune.classify import Classifier
 from visiontune.finetune.detect import Detector
-from visiontune.measure import BATCH, judge, write
+from visiontune.data.detection.datamodule import BoxData
+from visiontune.measure import BATCH, judge, judge_boxes, write, write_boxes
 from visiontune.module import Module
 from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
+from visiontune.report.boxes import training_pictures
+from visiontune.report.figures import picture_rows
 from visiontune.report.measured import pair_words
 from visiontune.run import Run
 
@@ -51,6 +55,14 @@ def silence() -> None:
         ".*isinstance\\(treespec, LeafSpec\\).*",  # torch's own deprecation inside Lightning
     ):
         warnings.filterwarnings("ignore", message=text)
+
+
+def draw_views(data: PictureData, names: Sequence[str], folder: Path) -> None:
+    """Training pictures as the network will see them."""
+    if isinstance(data, BoxData):
+        training_pictures(data.training_set(), names, folder / "training.png")
+    else:
+        picture_rows(first_pictures(data, 8, clean=False), folder / "views.png")
 
 
 def first_pictures(data: PictureData, count: int, *, clean: bool) -> Any:
@@ -104,6 +116,8 @@ def measure_kept(module: Module, run: Run, data: PictureData, device: torch.devi
     Returns:
         The answers, and the numbers for `result.json`; nothing for a module without classes, and where no picture can be read.
     """
+    if isinstance(module, Detector) and isinstance(data, BoxData):
+        return None, _measure_boxes(module, run, data, device)
     if not isinstance(module, Classifier) or data.val is None:
         return None, {}
     assert isinstance(data.val_transform, CenterCrop)
@@ -127,7 +141,27 @@ def measure_kept(module: Module, run: Run, data: PictureData, device: torch.devi
     return found.answers, scores
 
 
-def export_weights(module: Module, run: Run, reading: Reading, answers: Answers | None = None) -> None:
+def _measure_boxes(module: Detector, run: Run, data: BoxData, device: torch.device) -> dict[str, Any]:
+    """The same of boxes; the threshold that people are shown is chosen."""
+    if data.val_boxes is None:
+        return {}
+    module.to(device)
+    try:
+        found = judge_boxes(
+            lambda images: module.predict(images.to(device)), data.val_boxes, size=data.image_size, reading=data.reading,
+            workers=data.workers, max_detections=module.max_detections,
+        )  # fmt: skip
+    except UserError as error:  # no validation picture can be read: the run is worth keeping all the same
+        run.say(str(error))
+        return {}
+    module.cpu()
+    data.broken.note(found.broken)
+    return write_boxes(found, run.folder) | {"val_pictures": found.answers.N}
+
+
+def export_weights(
+    module: Module, run: Run, reading: Reading, answers: Answers | None = None, *, shown_from: float | None = None
+) -> None:
     """`weights/backbone`, and `weights/model` where there is a head.
 
     Args:
@@ -135,6 +169,7 @@ def export_weights(module: Module, run: Run, reading: Reading, answers: Answers 
         run: where they go.
         reading: how its pictures became pixels, for whoever uses the weights.
         answers: to the validation pictures, with the temperature or the thresholds that were chosen on them.
+        shown_from: likewise of boxes, the score from which they are shown to people.
     """
     mean, std = image_statistics(module)
     backbone = module.release()
@@ -145,7 +180,7 @@ def export_weights(module: Module, run: Run, reading: Reading, answers: Answers 
         network: Any = module.trained if module.average is None else module.average
         save_detector_folder(
             network, run.model, module.spec, options=dict(module.hparams), mean=mean, std=std, class_names=module.class_names,
-            reading=reading.unusual(),
+            reading=reading.unusual(), shown_from=shown_from,
         )  # fmt: skip
     if isinstance(module, Classifier):
         names = module.class_names

@@ -151,7 +151,7 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
     from visiontune.callbacks.pictures import Pictures
     from visiontune.callbacks.probe import Probe
     from visiontune.callbacks.progress import Cost, peak_memory_bytes, progress_callbacks
-    from visiontune.finish import export_weights, first_pictures, load_kept, measure_kept, result_of, silence
+    from visiontune.finish import draw_views, export_weights, first_pictures, load_kept, measure_kept, result_of, silence
     from visiontune.recipe import Validated
     from visiontune.report import embedding, figures, page
     from visiontune.run import environment
@@ -204,8 +204,8 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
         run.say(f"resumed from {run.last}")
     elif began and not again:
         run.say("this run was stopped before its first checkpoint: it begins anew")
-    elif not began and trainer.is_global_zero and tables.boxes is None:
-        figures.picture_rows(first_pictures(data, 8, clean=False), run.pictures / "views.png")
+    elif not began and trainer.is_global_zero:
+        draw_views(data, getattr(module, "class_names", ()), run.pictures)
     smaller = None
     try:
         trainer.fit(module, data, ckpt_path=str(run.last) if resumed else None)
@@ -229,7 +229,7 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
     plain = recipe.model_copy(update={"compile": False})  # one look at the validation pictures is not worth compiling for
     kept = load_kept(build.make_module(plain, tables, resumed=True)[0], run.best if checkpoints.best is not None else run.last)
     answers, scores = measure_kept(kept, run, data, trainer.strategy.root_device)
-    export_weights(kept, run, data.reading, answers)
+    export_weights(kept, run, data.reading, answers, shown_from=scores.get("threshold"))
     result = result_of(recipe, module, tables, trainer.global_step, checkpoints, probe, watch, cost, peak_memory_bytes()) | scores
     data.broken.refresh()
     if data.broken.causes:

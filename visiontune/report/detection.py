@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from visiontune.errors import readable
+from visiontune.errors import counted, readable
 from visiontune.evaluate.classification import Confusion
 from visiontune.evaluate.detection import RECALLS, THRESHOLDS, BoxAnswers, BoxCurves
 from visiontune.evaluate.detection_results import BoxCase, BoxClass, SizeClass, box_classes, box_confusion, size_classes, worst_pictures
 from visiontune.report import boxes as drawing
 from visiontune.report.classification import FEW_CLASSES, confusion, confusion_words, save_named, shortened
 from visiontune.report.figures import INK, plt
-from visiontune.report.measured import KEPT, LISTED, percent, picture, read_rows, write_rows
+from visiontune.report.measured import KEPT, LISTED, percent, picture, read_rows, text_table, write_rows
+from visiontune.report.numbers import score_rows
 
 COLUMNS = [f.name for f in fields(BoxClass)]
 SIZE_COLUMNS = [f.name for f in fields(SizeClass)]
@@ -219,3 +220,14 @@ def size_table(rows: list[dict[str, str]]) -> dict[str, Any]:
         for r in rows
     ]
     return {"title": "Sizes", "caption": SIZES, "table": {"columns": ["size", "boxes", "AP", "recall"], "rows": cells, "texts": 1}}
+
+
+def words(folder: Path, result: dict[str, Any]) -> str:
+    """What an evaluation found, for the terminal: its numbers, and the classes with the lowest AP."""
+    table = class_table(read_classes(folder), most=10)["table"]
+    parts = (
+        f"{result['what']}: {counted(result['pictures'], 'picture', ',')}",
+        text_table(score_rows(result)),
+        text_table([table["columns"], *table["rows"]]),
+    )
+    return "\n\n".join(map(readable, parts))

@@ -11,8 +11,8 @@ from visiontune.callbacks.progress import clock
 from visiontune.data.broken import count_causes, read_broken
 from visiontune.errors import UserError, counted, readable
 from visiontune.recipe.yaml_lines import read_yaml
-from visiontune.report import figures
-from visiontune.report.measured import picture, sections, text_table
+from visiontune.report import detection, figures, measured
+from visiontune.report.measured import picture, text_table
 from visiontune.report.numbers import NAMES, best_score, headlines, result_rows, score_rows, standard_error
 from visiontune.run import Run, environment
 
@@ -57,7 +57,7 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     if drawn:
         told = " ".join(["From metrics.csv.", *(text for metric, text in TOLD.items() if metric in drawn)])
         shown.append(picture(run.pictures / "curves.png", "Curves", told))
-    shown += sections(run.folder, result)
+    shown += _judged(run.folder, result)
     painted = sorted(run.pictures.glob("epoch_*.png"))
     for path in painted[:: max(1, len(painted) - 1)] if len(painted) > 1 else painted:
         epoch = int(path.stem.partition("_")[2])
@@ -95,12 +95,17 @@ def write_evaluation(folder: Path, result: dict[str, Any], broken: list[tuple[st
         lead=f"{result['what']}: {counted(result['pictures'], 'picture', ',')}.",
         headline="; ".join(headlines(result)),
         table={"title": "Result", "columns": ["", "value"], "rows": score_rows(result), "texts": 1},
-        sections=sections(folder, result),
+        sections=_judged(folder, result),
         **_broken(broken),
         notes=notes,
         machine=_machine_rows(environment()),
     )
     (folder / "report.html").write_text(readable(text))
+
+
+def _judged(folder: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was measured of a classifier or a detector."""
+    return (detection if "map" in result else measured).sections(folder, result)
 
 
 def _broken(causes: list[tuple[str, str]]) -> dict[str, Any]:
@@ -159,12 +164,17 @@ def write_staged_report(run: Run, results: dict[str, dict[str, Any]], headline: 
 def card(run: Run, result: dict[str, Any], notes: list[str]) -> str:
     """The model card: what it is, how to load it, how good it was, how it was made."""
     raw, _ = read_yaml(run.recipe_file.read_text(), "recipe.yaml")
-    folder = "model" if result["task"] == "classify" else "backbone"
+    task = result["task"]
+    folder = "backbone" if task == "pretrain" else "model"
     scores = "\n".join(f"| {name} | {value} |" for name, value in result_rows(result))
     place = f"{run.folder.name}/weights/{folder}"
     use = f'import timm\n\nmodel = timm.create_model("local-dir:{place}", pretrained=True)'
     if (stem := raw["backbone"].get("stem", "timm")) != "timm":
         use = f'import visiontune\n\nmodel = visiontune.load("{place}").network  # its stem is {stem}, which plain timm cannot build'
+    trained = raw["data"]["train"]
+    if task == "detect":
+        use = f'import visiontune\n\nmodel = visiontune.load("{place}")\nfor picture in model.predict("photos/"):\n    print(picture.path, picture.boxes)'
+        trained = trained["boxes"]
     lines = "\n".join(f"- {n}" for n in notes)
     return f"""# {run.folder.name}
 
@@ -181,7 +191,7 @@ To start from these weights: `backbone.weights={run.folder.name}` in a visiontun
 |---|---|
 {scores}
 
-Trained on `{raw["data"]["train"]}`. The recipe is `recipe.yaml`, the machine `environment.json`, every number `metrics.csv`.
+Trained on `{trained}`. The recipe is `recipe.yaml`, the machine `environment.json`, every number `metrics.csv`.
 The weights belong to whoever made this run; mind the licences of the pictures, of the weights that it started from, and of a teacher's.
 
 ## How it was made

@@ -4,26 +4,39 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from visiontune.verbs.words import parser_of, progress_of, writable
 
+if TYPE_CHECKING:
+    from visiontune.predict import DetectorModel, Sources
+
 Item = TypeVar("Item")
+PICTURES = 64
 
 
 def predict(argv: list[str]) -> int:
-    """label pictures with a fine-tuned run"""
+    """label pictures, or find things in them, with a fine-tuned run"""
     parser = parser_of("predict", predict)
     parser.add_argument("run", metavar="RUN", help="a run, an exported folder, or a .safetensors or .onnx file of it")
     _add_pictures(parser)
     parser.add_argument("--csv", metavar="OUT", help="file to write (default: print)")
     parser.add_argument("--top", type=int, metavar="K", help="this many labels a picture, as label,score,label2,score2,...")
     parser.add_argument("--tta", action="store_true", help="mean of the scores of each picture and its mirror image")
+    boxes = parser.add_argument_group("of a run that detects")
+    boxes.add_argument("--score", type=float, metavar="S", help="lowest of a box (default: the best one on the validation pictures)")
+    boxes.add_argument("--json", metavar="OUT", help="write COCO's results instead of a CSV")
+    boxes.add_argument("--draw", metavar="FOLDER", help="write the pictures with their boxes, too")
+    boxes.add_argument("--tile", type=int, metavar="PIXELS", help="cut large pictures into overlapping tiles of this side, for small things")
     args = parser.parse_args(argv)
-    from visiontune.errors import counted
-    from visiontune.predict import from_words, load, write_csv
+    from visiontune.errors import UserError, counted
+    from visiontune.predict import DetectorModel, from_words, load, write_csv
 
     model, sources, told = load(args.run, device=_device(args.device, args.run)), from_words(args.paths, key="predict"), _Told()
+    if isinstance(model, DetectorModel):
+        return _predict_boxes(model, sources, args, told)
+    if given := [o for o in ("score", "json", "draw", "tile") if getattr(args, o) is not None]:
+        raise UserError(f"predict: --{given[0]} is for runs that detect, and {args.run} does not; leave it out")
     found = model.predict(sources, top=args.top, batch_size=args.batch_size, workers=args.workers, tta=args.tta)
     if args.csv:
         writable(args.csv)
@@ -35,13 +48,41 @@ def predict(argv: list[str]) -> int:
     return 0 if count else 1
 
 
+def _predict_boxes(model: "DetectorModel", sources: "Sources", args: argparse.Namespace, told: "_Told") -> int:
+    from visiontune.errors import UserError, counted
+    from visiontune.predict import check_boxes_format, write_box_csv, write_coco_results
+    from visiontune.predict.draw import draw_found
+
+    if args.tta or args.top is not None:
+        raise UserError(f"predict: --{'tta' if args.tta else 'top'} is for runs that classify, and {args.run} detects; leave it out")
+    if args.json and args.csv:
+        raise UserError("predict: got --csv and --json; one at a time")
+    for key, out in (("--csv", args.csv), ("--json", args.json)):
+        if out:
+            check_boxes_format(Path(out), key=key)
+            writable(out)
+    batch = {"batch_size": args.batch_size} if args.batch_size != PICTURES else {}
+    found = model.predict(sources, score=args.score, tile=args.tile, workers=args.workers, **batch)
+    if args.draw:
+        found = draw_found(found, model.class_names, Path(args.draw), reading=model.reading)
+    out = args.json or args.csv
+    watched = _watched(found, sources.total) if out else found
+    if args.json:
+        pictures, boxes = write_coco_results(watched, Path(out), on_broken=told)
+    else:
+        pictures, boxes = write_box_csv(watched, out or sys.stdout, model.class_names, on_broken=told)
+    if out:
+        print(f"{counted(boxes, 'box', ',')} in {counted(pictures, 'picture', ',')} in {out}{told}")
+    return 0 if pictures else 1
+
+
 def evaluate(argv: list[str]) -> int:
-    """judge a fine-tuned run on labelled pictures: numbers, classes, confusions, mistakes"""
+    """judge a fine-tuned run on labelled or annotated pictures: numbers, classes, confusions, mistakes"""
     parser = parser_of("evaluate", evaluate)
     parser.add_argument("run", metavar="RUN", help="a run folder, or what export wrote")
-    parser.add_argument("data", metavar="DATA", help="labelled pictures: class folders, shards or a table, as data.val of a recipe")
+    parser.add_argument("data", metavar="DATA", help="class folders, shards or a table, as data.val of a recipe; of boxes: annotations")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of a table: data.columns.label=NAME (default: as the run's recipe)"
+        "overrides", nargs="*", metavar="key=value", help="of a table: data.columns.label=NAME (default: as the run's recipe); of boxes: images=FOLDER split=FILE"
     )
     parser.add_argument("--part", choices=["train", "val", "test"], help="of a table with a column that tells parts (default: all rows)")
     parser.add_argument("--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME OF DATA)")
@@ -50,13 +91,14 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
     args = parser.parse_intermixed_args(argv)
     from visiontune.measure import evaluate as run
-    from visiontune.report.measured import words
+    from visiontune.report import detection, measured
 
     if args.csv:
         writable(args.csv)
     where = {"out": args.out, "csv": args.csv, "device": _device(args.device, args.run)}
     result, folder, notes = run(args.run, args.data, tta=args.tta, overrides=args.overrides, part=args.part, progress=progress_of, **where)
-    print("\n".join([*notes, words(folder, result), f"report: {folder.absolute() / 'report.html'}"]))
+    words = (detection if "map" in result else measured).words(folder, result)
+    print("\n".join([*notes, words, f"report: {folder.absolute() / 'report.html'}"]))
     return 0
 
 
@@ -116,7 +158,7 @@ def export(argv: list[str]) -> int:
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="pictures, folders of them, shards; - reads paths from standard input")
-    parser.add_argument("--batch-size", type=_count, default=64, metavar="N", help="pictures at once (default: 64)")
+    parser.add_argument("--batch-size", type=_count, default=PICTURES, metavar="N", help="pictures at once (default: 64)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
 

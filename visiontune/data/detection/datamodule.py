@@ -71,7 +71,13 @@ class BoxData(PictureData):
             world_size=self.trainer.world_size,
             sizes=multi_scale(self.image_size, self.augment.view.sizes, seed=self.seed),
         )
-        dataset = BoxPictures(
+        self.close()
+        self._training = make_box_loader(self.training_set(), order, workers=self.workers)
+        return self._training
+
+    def training_set(self) -> BoxPictures:
+        """Training pictures as they are augmented."""
+        return BoxPictures(
             self.train_boxes,
             self.image_size,
             augment=self.augment,
@@ -80,9 +86,6 @@ class BoxData(PictureData):
             reading=self.reading,
             mixed_epochs=self.augment.view.mixed_epochs(self.epochs),
         )
-        self.close()
-        self._training = make_box_loader(dataset, order, workers=self.workers)
-        return self._training
 
     def val_dataloader(self) -> Any:
         assert self.trainer is not None

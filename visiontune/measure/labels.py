@@ -184,7 +184,7 @@ def evaluate(
 
     Args:
         path: what `visiontune.load` takes.
-        data: what `data.val` of a recipe takes: class folders, shards, a table.
+        data: what `data.val` of a recipe takes: class folders, shards, a table; for a detector annotations, see `evaluate_boxes`.
         out: folder; None: `evaluate/NAME` in the run, by the name of the data.
         csv: another file for the predictions.
         tta: judge the mean of the scores of each picture and its mirror image.
@@ -202,10 +202,17 @@ def evaluate(
     from visiontune.data.folder import list_pictures
     from visiontune.data.loader import auto_workers
     from visiontune.data.parts import align_labels
-    from visiontune.predict import load
+    from visiontune.measure.boxes import evaluate_boxes
+    from visiontune.predict import DetectorModel, load
     from visiontune.report.page import write_evaluation
 
     model = load(path, device=device)
+    if isinstance(model, DetectorModel):
+        if tta or part is not None:
+            raise UserError(f"evaluate: {path} detects, for which there is no --{'tta' if tta else 'part'}; leave it out")
+        return evaluate_boxes(
+            path, model, data, out=out, csv=csv, overrides=overrides, workers=auto_workers(1)[0], progress=progress
+        )
     if not model.class_names:
         raise UserError(
             f"evaluate: {path} has no classifier, it is a backbone; give a fine-tuned run, or judge it by: python -m visiontune probe"
@@ -259,6 +266,7 @@ def _data_of(path: str, overrides: Sequence[str]) -> Data:
     if stages := run.stage_runs():
         run = list(stages.values())[-1]
     own = run.recipe().data
+    assert isinstance(own, Data), "a detector's data are judged elsewhere"
     columns = own.columns.model_copy(update=given.columns.model_dump(exclude_unset=True))
     return own.model_copy(update=given.model_dump(exclude_unset=True, exclude={"train"}) | {"columns": columns})
 
