@@ -20,6 +20,7 @@ from visiontune.boxes import Boxes
 from visiontune.errors import UserError
 
 COUNTERS = ("faster_coco_eval", "pycocotools")  # what can count, the faster first
+STATES = ("found", "truth", "crowd", "counts")  # rows of boxes, and how many of each a picture has
 SIZES = ("small", "medium", "large")  # areas up to 32 x 32 pixels, up to 96 x 96, and above: https://cocodataset.org/#detection-eval
 HALF, THREE_QUARTERS = 0, 5  # places of an IoU of 0.5 and of 0.75 among the T
 
@@ -43,13 +44,14 @@ class MeanAveragePrecision(Metric):
     higher_is_better = True
     found: list[Tensor]
     truth: list[Tensor]
+    crowd: list[Tensor]
     counts: list[Tensor]
 
     def __init__(self, num_classes: int, *, max_detections: int = 100) -> None:
         super().__init__()
         find_counter()
         self.num_classes, self.max_detections = num_classes, max_detections
-        for name in ("found", "truth", "counts"):
+        for name in STATES:
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(
@@ -68,45 +70,40 @@ class MeanAveragePrecision(Metric):
             crowd: boxes of each picture that count for nothing, whether they are found or not (COCO's `iscrowd`).
             area: `(M,)` of each picture's true boxes in square pixels, such as those of outlines; None: those of the boxes.
         """
-        N = len(truth)
-        assert len(found) == N, "as many predictions as pictures"
-        ignored = [Boxes.none()] * N if crowd is None else crowd
-        areas = [areas_of(t.xyxy) for t in truth] if area is None else area
-        if not N:
+        assert len(found) == len(truth), "as many predictions as pictures"
+        if not truth:
             return
-        self.found.append(torch.cat([self._rows(f.xyxy, f.labels, f.scores if len(f) else torch.zeros(0)) for f in found]))
-        rows = []
-        for t, its_area, c in zip(truth, areas, ignored, strict=True):
-            rows.append(self._rows(t.xyxy, t.labels, its_area, torch.zeros(len(t))))
-            rows.append(self._rows(c.xyxy, c.labels, areas_of(c.xyxy), torch.ones(len(c))))
-        self.truth.append(torch.cat(rows))
-        said, true = [len(f) for f in found], [len(t) + len(c) for t, c in zip(truth, ignored, strict=True)]
-        self.counts.append(torch.tensor([said, true], device=self.device).T)
+        self.found.append(self._rows(found, [f.scores if f.scores is not None else torch.zeros(0) for f in found]))
+        self.truth.append(self._rows(truth, area))
+        counts = [[len(b) for b in boxes] for boxes in (found, truth, crowd or [Boxes.none()] * len(truth))]
+        self.counts.append(torch.tensor(counts).T)  # from the CPU it would wait for the device
+        if crowd is not None:
+            self.crowd.append(self._rows(crowd))
 
-    def _rows(self, xyxy: Tensor, *columns: Tensor | None) -> Tensor:
-        """`(M, 4)` and columns `(M,)` side by side; of labels float32 is exact up to 16 million."""
-        sides: Any = (xyxy, *(x if x is None else x[:, None] for x in columns))
-        return torch.cat([x.to(self.device).float() for x in sides], dim=1)
+    def _rows(self, boxes: Sequence[Boxes], columns: Sequence[Tensor] | None = None) -> Tensor:
+        """xyxy, label and a column, which is the area where there is none: `(M, 6)`. Of labels float32 is exact up to 16 million."""
+        xyxy, labels = (
+            torch.cat([x.to(self.device).float() for x in each]) for each in zip(*((b.xyxy, b.labels) for b in boxes), strict=True)
+        )
+        column = areas_of(xyxy) if columns is None else torch.cat([c.to(self.device).float() for c in columns])
+        return torch.cat([xyxy, labels[:, None], column[:, None]], dim=1)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         # A process without a picture takes part, with nothing of the right shape.
-        empty = {"found": (0, 6), "truth": (0, 7), "counts": (0, 2)}
-        for name, shape in empty.items():
+        for name in STATES:
             if not getattr(self, name):
-                setattr(self, name, [torch.zeros(shape, device=self.device, dtype=torch.long if name == "counts" else torch.float)])
+                setattr(self, name, [_nothing(name, self.device)])
+        self.counts = [c.to(self.device) for c in self.counts]
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """The numbers of `coco_metrics`, on this metric's device; torchmetrics makes scalars of one class's `ap` and `ap50`."""
-        found, truth, counts = (_joined(x) for x in (self.found, self.truth, self.counts))
-        if not len(counts):
-            found, truth, counts = torch.zeros(0, 6), torch.zeros(0, 7), torch.zeros(0, 2, dtype=torch.long)
-        said, true = counts.numpy().T
+        found, truth, crowd, counts = (_joined(name, getattr(self, name)) for name in STATES)
         numbers = np.arange(len(counts))
-        values = _summary(
-            *_count(found.numpy(), np.repeat(numbers, said), truth.numpy(), np.repeat(numbers, true), len(numbers), self.max_detections),
-            self.num_classes,
-        )
+        found_in, truth_in, crowd_in = (np.repeat(numbers, each) for each in counts.T)
+        real = np.concatenate([np.pad(truth, ((0, 0), (0, 1))), np.pad(crowd, ((0, 0), (0, 1)), constant_values=1)])
+        counted = _count(found, found_in, real, np.concatenate([truth_in, crowd_in]), len(numbers), self.max_detections)
+        values = _summary(*counted, self.num_classes)
         return {name: torch.as_tensor(value, dtype=torch.float32).to(self.device) for name, value in values.items()}
 
 
@@ -131,7 +128,7 @@ def coco_metrics(
     """
     metric = MeanAveragePrecision(num_classes, max_detections=max_detections)
     metric.distributed_available_fn = lambda: False
-    metric.update([f.to("cpu") for f in found], [t.to("cpu") for t in truth], crowd=crowd, area=area)
+    metric.update(found, truth, crowd=crowd, area=area)
     values = metric.compute()
     return values | {name: values[name].reshape(num_classes) for name in ("ap", "ap50")}
 
@@ -156,9 +153,13 @@ def find_counter() -> str:
     return name
 
 
-def _joined(rows: Any) -> Tensor:
-    """A list of parts, or after a sync their whole, on the CPU."""
-    return (rows if isinstance(rows, Tensor) else torch.cat(rows) if rows else torch.zeros(0)).cpu()
+def _nothing(name: str, device: torch.device | str = "cpu") -> Tensor:
+    return torch.zeros(0, 3, dtype=torch.long, device=device) if name == "counts" else torch.zeros(0, 6, device=device)
+
+
+def _joined(name: str, rows: Any) -> np.ndarray:
+    """A list of parts, or after a sync their whole."""
+    return (rows if isinstance(rows, Tensor) else torch.cat([_nothing(name), *(r.cpu() for r in rows)])).cpu().numpy()
 
 
 # ---------------------------------------------------------------- counting
@@ -211,11 +212,15 @@ def _annotations(rows: np.ndarray, pictures: np.ndarray, **columns: Iterable[Any
     """COCO's dictionaries; numbers begin at 1, for 0 means no match."""
     xywh = rows[:, :4].astype(np.float64)
     xywh[:, 2:] -= xywh[:, :2]
-    fixed = zip(pictures.tolist(), rows[:, 4].astype(int).tolist(), xywh.tolist(), zip(*columns.values(), strict=True), strict=True)
-    return [
-        {"id": i, "image_id": picture, "category_id": label, "bbox": box, **dict(zip(columns, more, strict=True))}
-        for i, (picture, label, box, more) in enumerate(fixed, 1)
+    owners, labels = pictures.tolist(), rows[:, 4].astype(int).tolist()
+    made: list[dict[str, Any]] = [
+        {"id": i, "image_id": owner, "category_id": label, "bbox": box}
+        for i, (owner, label, box) in enumerate(zip(owners, labels, xywh.tolist(), strict=True), 1)
     ]
+    for name, values in columns.items():
+        for annotation, value in zip(made, values, strict=True):
+            annotation[name] = value
+    return made
 
 
 def _tools(counter: str) -> tuple[Any, Any]:

@@ -64,6 +64,11 @@ def test_coco_keeps_its_sparse_numbers_and_tells_crowds_apart(made):
     assert (table.category_ids.tolist(), table.picture_ids.tolist()) == ([3, 7], [101, 102, 103])
     assert (len(table.boxes_of(0)), len(table.boxes_of(0, crowd=True))) == (2, 3)
     assert table.area[table.crowd].tolist() == [99.5]
+    assert table.crowd_of(0).xyxy.tolist() == [[1, 1, 41, 41]]
+    assert table.crowd_of(0).labels.tolist() == table.label[table.crowd].tolist()
+    boxes = table.boxes_of(0)
+    assert table.area_of(0).tolist() == (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).prod(dim=1).tolist()
+    assert len(table.crowd_of(1)) == len(table.area_of(1)) == 0
     assert table.class_counts().tolist() == [2, 1]
 
 

@@ -128,6 +128,17 @@ class BoxTable:
             xyxy, label = xyxy[keep], label[keep]
         return Boxes(torch.tensor(xyxy), torch.tensor(label))
 
+    def crowd_of(self, index: int) -> Boxes:
+        """The boxes of a picture that are a crowd: whether they are found or not counts for nothing."""
+        rows = self.rows(index)
+        keep = self.crowd[rows]
+        return Boxes(torch.tensor(self.xyxy[rows][keep]), torch.tensor(self.label[rows][keep]))
+
+    def area_of(self, index: int) -> torch.Tensor:
+        """Areas of the boxes of a picture that are no crowd, in the order of `boxes_of`; `(M,)` float32, square pixels."""
+        rows = self.rows(index)
+        return torch.tensor(self.area[rows][~self.crowd[rows]])
+
     @property
     def owner(self) -> np.ndarray:
         """`(M,)` int64, the number of each box's picture."""
