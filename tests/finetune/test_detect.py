@@ -115,7 +115,7 @@ def test_the_mean_average_precision_of_perfect_boxes_is_1_and_counts_every_pictu
 
 
 def test_without_what_counts_precision_training_works_and_validation_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr("visiontune.finetune.detect.COUNTERS", ())
+    monkeypatch.setattr("visiontune.metrics.detection.COUNTERS", ())
     module = detector()
     trainer(tmp_path).fit(module, loader())
     with pytest.raises(UserError, match="pip install faster-coco-eval"):

@@ -3,7 +3,6 @@
 B pictures, C channels, K classes, H x W pixels.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -19,13 +18,13 @@ from visiontune.finetune import average, parts
 from visiontune.finetune.targets import boxes_of, pictures_of
 from visiontune.heads.detect import find_head
 from visiontune.heads.pyramid import make_pyramid
+from visiontune.metrics import MeanAveragePrecision
 from visiontune.module import Module
 from visiontune.ranges import Fraction, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
 
 # Swin (arXiv 2103.14030), appendix A2.2, for batches of 16; ViTDet's (arXiv 2203.16527, appendix A.2) are the same, with a decay of 0.1.
 OPTIM = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05}
-COUNTERS = ("faster_coco_eval", "pycocotools")  # what torchmetrics can count with, the faster first
-MONITORS = {"map": "map", "map50": "map_50", "map75": "map_75"}  # ours, torchmetrics'
+MONITORS = ("map", "map50", "map75")
 
 
 class Detector(Module):
@@ -83,6 +82,7 @@ class Detector(Module):
         make_head = find_head(head)
         super().__init__(backbone, **common)
         self.num_classes, self.ema, self.backbone_lr_factor = num_classes, ema, backbone_lr_factor
+        self.max_detections = max_detections
         self.freeze_stages, self.frozen_batch_norms = freeze_stages, freeze_batch_norms
         self.class_names = tuple(class_names or map(str, range(num_classes)))
 
@@ -98,7 +98,7 @@ class Detector(Module):
             self.clip = getattr(make_head, "CLIP", None)
         self.leave_out_unreached(lambda images: self.maps.take(self.backbone, images))
         self.average: nn.Module | None = None
-        self.metric: nn.Module | None = None  # made when it is first needed: what counts it need not be installed to train
+        self.metric: MeanAveragePrecision | None = None  # made when it is first needed: what counts it need not be installed to train
         self._choose_parts()
 
     # ---------------------------------------------------------------- what is trained
@@ -189,26 +189,27 @@ class Detector(Module):
             average.follow(self.average, self.trained, average.momentum_at(self.step, self.ema))
 
     def on_validation_start(self) -> None:
+        self._counted()
+
+    def _counted(self) -> MeanAveragePrecision:
         if self.metric is None:
-            self.metric = mean_average_precision().to(self.device)
+            self.metric = MeanAveragePrecision(self.num_classes, max_detections=self.max_detections).to(self.device)
+        return self.metric
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, targets = self.read(batch)
         if not len(images):  # every picture of the batch was broken
             return
-        if self.metric is None:
-            self.metric = mean_average_precision().to(self.device)
-        found = self.predict(images)
+        found: Sequence[Boxes] = self.predict(images)
         if isinstance(batch, Mapping) and batch.get("letterbox"):  # as the original has it: sizes of things count there
             found, targets = ([box.outside(b) for box, b in zip(batch["letterbox"], many, strict=True)] for many in (found, targets))
-        said = [{"boxes": f.xyxy, "scores": f.scores, "labels": f.labels} for f in found]
-        self.metric.update(said, [{"boxes": t.xyxy, "labels": t.labels} for t in targets])
+        self._counted().update(found, targets)
 
     def on_validation_epoch_end(self) -> None:
         if self.metric is None:
             return
         values = self.metric.compute()
-        self.log_dict({f"val/{ours}": values[theirs].to(self.device) for ours, theirs in MONITORS.items()}, prog_bar=True)
+        self.log_dict({f"val/{name}": values[name] for name in MONITORS}, prog_bar=True)
         self.metric.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Boxes]:
@@ -218,7 +219,7 @@ class Detector(Module):
     @property
     def monitors(self) -> tuple[str, ...]:
         """What a run may call best by, first the usual one: COCO's mean over IoU of 0.5 to 0.95, and those at 0.5 and 0.75."""
-        return tuple(MONITORS)
+        return MONITORS
 
     # ---------------------------------------------------------------- around the training
 
@@ -240,22 +241,3 @@ class Detector(Module):
             self.kept.requires_grad_(True)
         self.backbone.requires_grad_(True)
         return super().release()
-
-
-def mean_average_precision() -> nn.Module:
-    """COCO's, by torchmetrics.
-
-    Raises:
-        UserError: if nothing is installed that it counts with.
-    """
-    backend: Any = next((b for b in COUNTERS if importlib.util.find_spec(b)), None)
-    if backend is None:
-        raise UserError(
-            "validation: mean average precision needs faster-coco-eval or pycocotools, and neither is installed; "
-            "pip install faster-coco-eval, or train without validation pictures"
-        )
-    from torchmetrics.detection import MeanAveragePrecision
-
-    metric = MeanAveragePrecision(backend=backend)
-    metric.warn_on_many_detections = False
-    return metric
