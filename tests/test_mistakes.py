@@ -40,7 +40,7 @@ MISTAKES = [
     ("nothing to do", {"epochs": 0}, "epochs: got 0; expected a number above 0"),
     ("a missing section", {"backbone": None}, "backbone: is missing"),
     ("a missing task", {"task": None}, "task: is missing; allowed: pretrain, classify"),
-    ("an unknown task", {"task": "classification"}, "task: got 'classification'; allowed: pretrain, classify, detect; did you mean 'classify'?"),
+    ("an unknown task", {"task": "classification"}, "task: got 'classification'; allowed: pretrain, classify, detect; did you mean 'class"),
     ("an unknown method", {"method": "maee"}, f"method: got 'maee'; allowed: {', '.join(methods())}; did you mean 'mae'?"),
     ("a method's unknown option", {"method__temperature": 1}, "method.temperature: unknown key"),
     ("an unknown backbone", {"backbone__name": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),

@@ -19,6 +19,7 @@ from visiontune.callbacks.probe import Probe
 from visiontune.callbacks.progress import Cost
 from visiontune.data.datamodule import PictureData
 from visiontune.data.decode import BrokenPicture, Picture, Reading
+from visiontune.data.detection.datamodule import BoxData
 from visiontune.data.read import read_bytes
 from visiontune.data.resize import resize
 from visiontune.data.views import CenterCrop
@@ -27,7 +28,6 @@ from visiontune.evaluate.classification import Answers, confusions, fitted
 from visiontune.export import image_statistics, save_detector_folder, save_timm_folder
 from visiontune.finetune.classify import Classifier
 from visiontune.finetune.detect import Detector
-from visiontune.data.detection.datamodule import BoxData
 from visiontune.measure import BATCH, judge, judge_boxes, write, write_boxes
 from visiontune.module import Module
 from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
@@ -159,9 +159,7 @@ def _measure_boxes(module: Detector, run: Run, data: BoxData, device: torch.devi
     return write_boxes(found, run.folder) | {"val_pictures": found.answers.N}
 
 
-def export_weights(
-    module: Module, run: Run, reading: Reading, answers: Answers | None = None, *, shown_from: float | None = None
-) -> None:
+def export_weights(module: Module, run: Run, reading: Reading, answers: Answers | None = None, *, shown_from: float | None = None) -> None:
     """`weights/backbone`, and `weights/model` where there is a head.
 
     Args:

@@ -172,9 +172,7 @@ def evaluate_boxes(
     if "images" not in given:
         raise UserError(f"evaluate: {path} detects: {boxes} is taken for annotations; add images=FOLDER, where their pictures are")
     folder = evaluation_folder(path, boxes.removesuffix(".json"), out)
-    read = read_boxes(
-        given["images"], boxes, split=given.get("split"), classes=model.class_names, key="evaluate", reading=model.reading
-    )
+    read = read_boxes(given["images"], boxes, split=given.get("split"), classes=model.class_names, key="evaluate", reading=model.reading)
     table = usable(read, least=0.0, key="evaluate")
     found = judge_boxes(
         model,

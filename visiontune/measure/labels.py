@@ -210,9 +210,7 @@ def evaluate(
     if isinstance(model, DetectorModel):
         if tta or part is not None:
             raise UserError(f"evaluate: {path} detects, for which there is no --{'tta' if tta else 'part'}; leave it out")
-        return evaluate_boxes(
-            path, model, data, out=out, csv=csv, overrides=overrides, workers=auto_workers(1)[0], progress=progress
-        )
+        return evaluate_boxes(path, model, data, out=out, csv=csv, overrides=overrides, workers=auto_workers(1)[0], progress=progress)
     if not model.class_names:
         raise UserError(
             f"evaluate: {path} has no classifier, it is a backbone; give a fine-tuned run, or judge it by: python -m visiontune probe"

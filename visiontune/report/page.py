@@ -173,7 +173,8 @@ def card(run: Run, result: dict[str, Any], notes: list[str]) -> str:
         use = f'import visiontune\n\nmodel = visiontune.load("{place}").network  # its stem is {stem}, which plain timm cannot build'
     trained = raw["data"]["train"]
     if task == "detect":
-        use = f'import visiontune\n\nmodel = visiontune.load("{place}")\nfor picture in model.predict("photos/"):\n    print(picture.path, picture.boxes)'
+        loop = 'for picture in model.predict("photos/"):\n    print(picture.path, picture.boxes)'
+        use = f'import visiontune\n\nmodel = visiontune.load("{place}")\n{loop}'
         trained = trained["boxes"]
     lines = "\n".join(f"- {n}" for n in notes)
     return f"""# {run.folder.name}

@@ -27,7 +27,7 @@ def predict(argv: list[str]) -> int:
     boxes.add_argument("--score", type=float, metavar="S", help="lowest of a box (default: the best one on the validation pictures)")
     boxes.add_argument("--json", metavar="OUT", help="write COCO's results instead of a CSV")
     boxes.add_argument("--draw", metavar="FOLDER", help="write the pictures with their boxes, too")
-    boxes.add_argument("--tile", type=int, metavar="PIXELS", help="cut large pictures into overlapping tiles of this side, for small things")
+    boxes.add_argument("--tile", type=int, metavar="PIXELS", help="cut pictures into overlapping tiles of this side, for small things")
     args = parser.parse_args(argv)
     from visiontune.errors import UserError, counted
     from visiontune.predict import DetectorModel, from_words, load, write_csv
@@ -82,7 +82,10 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder, or what export wrote")
     parser.add_argument("data", metavar="DATA", help="class folders, shards or a table, as data.val of a recipe; of boxes: annotations")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of a table: data.columns.label=NAME (default: as the run's recipe); of boxes: images=FOLDER split=FILE"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="of a table: data.columns.label=NAME (default: as in the run); of boxes: images=FOLDER split=FILE",
     )
     parser.add_argument("--part", choices=["train", "val", "test"], help="of a table with a column that tells parts (default: all rows)")
     parser.add_argument("--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME OF DATA)")
