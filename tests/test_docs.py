@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, run_command
+from visiontune.build.detecting import box_view
 from visiontune.callbacks.embedding import SIGNS
+from visiontune.data.detection.views import BOX_PIPELINES
 from visiontune.data.user_transforms import compose
 from visiontune.data.views import Views
+from visiontune.heads.detect import head_names
 from visiontune.metrics import classification_metrics
 from visiontune.recipe import parse_recipe, shipped_recipes
 from visiontune.recipe.options import named_views
@@ -132,6 +135,22 @@ def test_the_tuning_of_the_classify_page_runs_as_it_stands_and_its_keys_are_a_re
     assert len(ways) == 5
     for name in ways:
         parse_recipe(recipe | {"tune": name.replace("N", "2")})
+
+
+def test_the_detect_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):
+    (code,) = blocks("docs/detect.md", "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "2\n", done.stderr
+    recipe, augment = (yaml.safe_load(text) for text in blocks("docs/detect.md", "yaml"))
+    found = parse_recipe(recipe | {"data": recipe["data"] | augment["data"]}).single
+    view = box_view(found)
+    assert (view.mosaic, view.sizes) == (0.5, (0.75, 1.25))
+    page = (ROOT / "docs/detect.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {*BOX_PIPELINES, *head_names()}
+    commands = re.findall(r"^python -m visiontune (\w+) (.*?)(?:#.*)?$", page, re.MULTILINE)
+    for verb, words in commands:
+        options = run_command("-m", "visiontune", verb, "--help").stdout
+        assert all(option in options for option in re.findall(r"--\w+", words)), (verb, words)
 
 
 def test_the_compare_page_runs_as_it_stands_and_its_commands_are_understood(tmp_path):

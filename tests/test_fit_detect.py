@@ -1,5 +1,6 @@
 """Whole runs of detection: from annotations to a detector that is loaded again, resumed to the same numbers; what goes wrong is told."""
 
+import csv
 import json
 import re
 import signal
@@ -12,6 +13,7 @@ import visiontune
 from tests.conftest import CONV
 from tests.data.detection.sets import write_set
 from tests.test_fit import assert_same_run, killed, write
+from visiontune.__main__ import main as visiontune_main
 from visiontune.data.detection.read import read_boxes
 from visiontune.fit import main
 
@@ -145,3 +147,21 @@ def test_a_stage_of_boxes_takes_the_backbone_that_an_earlier_one_made(tmp_path, 
     assert main([path, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run/boxes/result.json").read_text())["what"].endswith("from the weights of pretrain, 1 epoch")
     assert len(list(visiontune.load(tmp_path / "run").predict(str(annotated[1].images), score=0.0))) == 5
+
+
+def test_compare_of_detectors_is_by_their_map(tmp_path, recipe, annotated):
+    recipe["epochs"] = 1
+    folder = tmp_path / "cmp"
+    argv = ["compare", write(tmp_path / "r.yaml", recipe), "--weights", "random", "--labels", "50%", "100%", "--min-steps", "0"]
+    assert visiontune_main([*argv, "--out", str(folder)]) == 0
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert [(r["labels"], r["status"]) for r in rows] == [("50 %", "finished"), ("100 %", "finished")]
+    for row in rows:
+        run = json.loads((folder / row["run"] / "result.json").read_text())
+        assert float(row["map"]) == pytest.approx(run["map_last"])
+
+
+def test_compare_counts_pictures_with_boxes_by_shares_alone(tmp_path, recipe, capsys):
+    argv = ["compare", write(tmp_path / "r.yaml", recipe), "--weights", "random", "--labels", "10", "--out", str(tmp_path / "cmp")]
+    assert visiontune_main(argv) == 2
+    assert "--labels: got '10'; a picture has boxes of several classes" in capsys.readouterr().err

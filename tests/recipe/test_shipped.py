@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import timm
 
+from tests.data.detection.sets import write_set
 from visiontune import backbones, build
 from visiontune.export import save_timm_folder
 from visiontune.recipe import find_recipe, load_recipe, shipped_recipes
+from visiontune.recipe.detection import BoxSource
 from visiontune.recipe.schema import is_path
 
 WIDE = ("projector_hidden", "projector_out", "predictor_hidden", "prototypes", "queue")
@@ -22,28 +24,36 @@ def teacher(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("boxes"), {f"{i}.png": ((64, 48), [("dog", (10, 5, 30, 25))]) for i in range(8)})
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_loads_and_builds(name, pictures, teacher, monkeypatch):
+def test_loads_and_builds(name, pictures, annotated, teacher, monkeypatch):
     # What a user gives on the command line: own folders, and here small pictures, batches, heads and backbones of random weights.
     monkeypatch.chdir(pictures)
     loaded = load_recipe(name)
     for stage, recipe in loaded.stages.items():
         recipe = recipe.model_copy(deep=True)
-        if not recipe.data.train.startswith("sample:"):
+        if recipe.task == "detect":
+            recipe.data.train = recipe.data.val = BoxSource(**annotated.coco)
+            recipe.data.image_size = 64
+        elif not recipe.data.train.startswith("sample:"):
             recipe.data.train = str(pictures / "train")
         recipe.data.batch_size = 8
         if recipe.task == "classify":
             recipe.data.labels_per_class = 4 if not stage else recipe.data.labels_per_class
             if not str(recipe.data.val).startswith("sample:"):
                 recipe.data.val = str(pictures / "val")
-        else:
+        elif recipe.task == "pretrain":
             recipe.probe = None
             for option in WIDE:
                 if getattr(recipe.method, option, None):
                     setattr(recipe.method, option, min(64, getattr(recipe.method, option)))
             if hasattr(recipe.method, "teacher"):
                 recipe.method.teacher = str(teacher)
-        if is_path(recipe.backbone.weights) or recipe.backbone.weights.startswith("stage:"):
+        if is_path(recipe.backbone.weights) or recipe.backbone.weights.startswith("stage:") or recipe.backbone.weights == "timm":
             recipe.backbone.weights = "random"
             recipe.backbone.name = recipe.backbone.name or "resnet10t"
         if str(recipe.backbone.name).startswith("vit_"):
@@ -51,7 +61,7 @@ def test_loads_and_builds(name, pictures, teacher, monkeypatch):
         tables = build.find_pictures(recipe)
         derived, notes = build.derive(recipe, tables, processes=1)
         module, _ = build.make_module(derived, tables)
-        assert module.total_steps == len(tables.train) // 8 * recipe.epochs * recipe.data.repeats
+        assert module.total_steps == len(tables.train) // 8 * derived.epochs * getattr(recipe.data, "repeats", 1)
         assert notes
 
 

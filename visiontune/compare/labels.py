@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visiontune.errors import UserError, counted
-from visiontune.recipe import ClassifyRecipe
+from visiontune.recipe import ClassifyRecipe, Judged
 
 # The shortest schedule that BiT-HyperRule gives, to tasks of less than 20,000 pictures (Kolesnikov et al. 2020, arXiv 1912.11370). The
 # field gives fewer labels more epochs, though not as many as would make the steps equal: SimCLRv2 60 to 1 % of ImageNet and 30 to 10 %
@@ -52,9 +52,7 @@ class Labels:
         return {"labels_fraction": fraction, "labels_per_class": self.per_class}
 
 
-def fit_to_labels(
-    recipe: ClassifyRecipe, pictures: int, full: int, min_steps: int, *, derived: int | None = None
-) -> tuple[ClassifyRecipe, str]:
+def fit_to_labels(recipe: Judged, pictures: int, full: int, min_steps: int, *, derived: int | None = None) -> tuple[Judged, str]:
     """The recipe for fewer labels than it was written for, and what was changed, in words.
 
     A batch holds no more than there is. Epochs grow until there are `min_steps` optimiser steps, or as many as with all labels if
@@ -68,6 +66,7 @@ def fit_to_labels(
         derived: epochs where the recipe leaves them open.
     """
     data, epochs = recipe.data, recipe.epochs or derived
+    repeats = own_repeats = getattr(data, "repeats", 1)  # pictures with boxes are read anew for each step
     batch = min(data.batch_size, pictures)
     changes, words = {"batch_size": batch}, []
     if batch < data.batch_size:
@@ -75,26 +74,26 @@ def fit_to_labels(
     found = recipe.model_copy(update={"data": data.model_copy(update=changes)})
     if epochs is None:
         return found, "; ".join(words)
-    wanted = min(min_steps, full // min(data.batch_size, full) * data.repeats * epochs)
-    steps_per_epoch = pictures // batch * data.repeats
+    wanted = min(min_steps, full // min(data.batch_size, full) * repeats * epochs)
+    steps_per_epoch = pictures // batch * repeats
     if steps_per_epoch * epochs >= wanted:
         return found, "; ".join(words)
-    repeats = data.repeats
-    if batch == pictures:  # an epoch is one batch of all pictures: as many in a row are the same as repeats of it
-        repeats = max(data.repeats, min(MOST_REPEATS, math.ceil(wanted / epochs)))
+    if batch == pictures and isinstance(recipe, ClassifyRecipe):  # an epoch is one batch: as many in a row are the same as repeats of it
+        repeats = max(own_repeats, min(MOST_REPEATS, math.ceil(wanted / epochs)))
         steps_per_epoch = repeats
     stretched = math.ceil(wanted / steps_per_epoch)
     every = max(1, stretched // VALIDATIONS)
     stretched = math.ceil(stretched / every) * every  # the last epoch is validated
     found.epochs = stretched
-    found.data = found.data.model_copy(update={"repeats": repeats})
+    if repeats > own_repeats:
+        found.data = found.data.model_copy(update={"repeats": repeats})
     found.trainer = found.trainer.model_copy(update={"check_val_every_n_epoch": every})
     if found.optim.warmup_epochs is not None:
         found.optim = found.optim.model_copy(update={"warmup_epochs": found.optim.warmup_epochs * stretched / epochs})
     if (patience := getattr(found, "patience", None)) is not None:  # epochs, too; in whole spans between validations
         found = found.model_copy(update={"patience": every * math.ceil(patience * stretched / epochs / every)})
-    was = f"{counted(repeats, 'step')} instead of {epochs} of {data.repeats}" if repeats > data.repeats else f"instead of {epochs}"
-    of = f"{counted(stretched, 'epoch')} of {was}" if repeats > data.repeats else f"{counted(stretched, 'epoch')} {was}"
+    was = f"{counted(repeats, 'step')} instead of {epochs} of {own_repeats}" if repeats > own_repeats else f"instead of {epochs}"
+    of = f"{counted(stretched, 'epoch')} of {was}" if repeats > own_repeats else f"{counted(stretched, 'epoch')} {was}"
     why = f"BiT-HyperRule's shortest schedule has {MIN_STEPS}" if wanted == min_steps else "as many as with all labels"
     words.append(f"{of}, for {steps_per_epoch * stretched:,} optimiser steps ({why}; --min-steps {min_steps})")
     return found, "; ".join(words)

@@ -6,7 +6,7 @@ from typing import Any
 
 from visiontune import backbones, build
 from visiontune.errors import UserError
-from visiontune.recipe import ClassifyRecipe
+from visiontune.recipe import DetectRecipe, Judged
 from visiontune.recipe.schema import is_path
 
 # How an embedding is read off a network: weights from different methods differ in it, the network is the same.
@@ -31,7 +31,7 @@ def short_names(weights: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def share_network(recipe: ClassifyRecipe, paths: dict[str, str]) -> list[str]:
+def share_network(recipe: Judged, paths: dict[str, str]) -> list[str]:
     """Fill in, in place, what run folders and exported folders say of their network, for all weights alike; in words.
 
     Raises:
@@ -68,7 +68,7 @@ def share_network(recipe: ClassifyRecipe, paths: dict[str, str]) -> list[str]:
     if b.stem is None and spec.stem != "timm":
         b.stem = spec.stem
         notes.append(f"stem {b.stem}: as {source} was made, for all weights")
-    if recipe.data.image_size is None:
+    if recipe.data.image_size is None and not isinstance(recipe, DetectRecipe):  # which wants larger ones
         sizes = {short: other.image_size for short, other in specs.items()}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{short} {size}" for short, size in sizes.items())

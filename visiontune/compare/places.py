@@ -7,10 +7,10 @@ import torch
 from visiontune.data.parallel import available_cores
 from visiontune.errors import UserError, counted
 from visiontune.jobs import Slot
-from visiontune.recipe import ClassifyRecipe
+from visiontune.recipe import Judged
 
 
-def make_slots(jobs: int | None, devices: Sequence[str], recipe: ClassifyRecipe) -> tuple[list[Slot], str]:
+def make_slots(jobs: int | None, devices: Sequence[str], recipe: Judged) -> tuple[list[Slot], str]:
     """A slot for each run at a time, and why there are so many.
 
     Args:

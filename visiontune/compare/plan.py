@@ -19,7 +19,7 @@ from visiontune.checks import CHECKS
 from visiontune.compare.labels import Labels, fit_to_labels
 from visiontune.compare.network import share_network, short_names
 from visiontune.errors import UserError, some
-from visiontune.recipe import ClassifyRecipe, load_recipe, parse_recipe
+from visiontune.recipe import DetectRecipe, Judged, Validated, load_recipe, parse_recipe
 from visiontune.recipe.schema import is_path
 from visiontune.recipe.yaml_lines import dump_yaml, read_yaml
 from visiontune.run import recipe_data
@@ -43,7 +43,7 @@ class Cell:
     weights: str
     labels: str
     seed: int
-    recipe: ClassifyRecipe
+    recipe: Judged
     pictures: int
     steps: int
 
@@ -84,7 +84,9 @@ class Plan:
     def metric(self) -> str:
         """What the runs are compared by: what the recipe keeps its best weights by, if higher is better and it is a share."""
         monitor = getattr(self.cells[0].recipe, "monitor", None)
-        return monitor if monitor and monitor not in ("loss", "ece") else "macro_ap" if self.several else "top1"
+        if monitor and monitor not in ("loss", "ece"):
+            return monitor
+        return "map" if isinstance(self.cells[0].recipe, DetectRecipe) else "macro_ap" if self.several else "top1"
 
     def save(self, file: Path) -> None:
         header = ["go on with it by: python -m visiontune compare --resume FOLDER"]
@@ -123,14 +125,18 @@ def make_plan(
         Labels.of(text)
     named = short_names(weights)
     paths = {short: w for short, w in named.items() if is_path(w)}
-    first: ClassifyRecipe | None = None
+    first: Judged | None = None
     more: list[str] = []
     for value in [*paths.values(), *(w for w in named.values() if not is_path(w))]:
         loaded = load_recipe(name, [*overrides, *more, f"backbone.weights={json.dumps(value)}"], checks=CHECKS)
         recipe = None if loaded.staged else loaded.single
-        if not isinstance(recipe, ClassifyRecipe):
+        if not isinstance(recipe, Validated):
             what = f"has the stages {', '.join(loaded.stages)}" if recipe is None else f"is of the task {recipe.task}"
-            raise UserError(f"compare: {name} {what}; give a recipe of the task classify, and the pretraining's run folder to --weights")
+            raise UserError(
+                f"compare: {name} {what}; give a recipe that classifies or detects, and the pretraining's run folder to --weights"
+            )
+        if isinstance(recipe, DetectRecipe) and (own := next((t for t in labels if Labels.of(t).per_class), None)):
+            raise UserError(f"--labels: got {own!r}; a picture has boxes of several classes: give shares of the pictures, as 10%")
         if first is None:
             first = recipe
             notes = share_network(first, paths)
@@ -181,7 +187,7 @@ def _plan(settings: dict[str, Any], notes: list[str]) -> Plan:
                 said |= dict.fromkeys([f"{labels.name}: {why}"] if why else [])
                 found, _ = build.derive(recipe, tables, 1)
                 assert found.epochs is not None
-                steps = pictures // found.data.batch_size * found.data.repeats * found.epochs
+                steps = pictures // found.data.batch_size * getattr(found.data, "repeats", 1) * found.epochs
                 folder = f"{_folder(short)}/{_folder(labels.name)}/seed_{seed}"
                 cells.append(Cell(folder, short, labels.name, seed, recipe, pictures, steps))
                 derived.setdefault((labels.name, short), _flat(recipe_data(found)))
@@ -193,13 +199,13 @@ def _plan(settings: dict[str, Any], notes: list[str]) -> Plan:
     return Plan(settings, cells, list(said), several=getattr(every, "targets", None) is not None)
 
 
-def _recipe(settings: dict[str, Any], weights: str, labels: Labels, seed: int) -> ClassifyRecipe:
+def _recipe(settings: dict[str, Any], weights: str, labels: Labels, seed: int) -> Judged:
     raw = copy.deepcopy(settings["recipe"])
     raw["backbone"]["weights"] = weights
     raw["seed"] = seed
     raw["data"] |= {k: v for k, v in labels.keys.items() if v is not None}
     recipe = parse_recipe(raw, name=Plan.FILE).single
-    assert isinstance(recipe, ClassifyRecipe)
+    assert isinstance(recipe, Validated)
     return recipe
 
 
@@ -211,7 +217,7 @@ def _without_own(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _small_batch(recipe: ClassifyRecipe) -> ClassifyRecipe:
+def _small_batch(recipe: Judged) -> Judged:
     """Listing pictures asks for as many as a batch: how many there are comes first."""
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"batch_size": 1})})
 

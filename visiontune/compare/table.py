@@ -13,7 +13,15 @@ from visiontune.evaluate.paired import Paired, paired
 from visiontune.jobs import Outcome
 
 FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
-METRICS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy", "macro_ap": "mean average precision", "macro_f1": "macro F1"}
+METRICS = {
+    "top1": "top-1 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_ap": "mean average precision",
+    "macro_f1": "macro F1",
+    "map": "mAP",
+    "map50": "mAP at IoU 0.5",
+    "map75": "mAP at IoU 0.75",
+}
 
 
 def told(metric: str) -> str:

@@ -88,7 +88,8 @@ class DetectRecipe(Validated):
     monitor: str | None = Field(None, description="validation metric that the best weights are kept by: map (the default), map50, map75")
 
 
-Recipe = PretrainRecipe | ClassifyRecipe | DetectRecipe
+Judged = ClassifyRecipe | DetectRecipe  # what ends with a score on pictures that it did not see
+Recipe = PretrainRecipe | Judged
 TASKS: dict[str, type[Common]] = {"pretrain": PretrainRecipe, "classify": ClassifyRecipe, "detect": DetectRecipe}
 
 

@@ -45,7 +45,7 @@ def probe(argv: list[str]) -> int:
 
 
 def compare(argv: list[str]) -> int:
-    """train one classify recipe from several weights, on few and many labels, and tell what the weights bring"""
+    """train one recipe that classifies or detects from several weights, on few and many labels, and tell what the weights bring"""
     parser = parser_of("compare", compare)
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a classify recipe: a YAML file, or the name of a shipped one")
     parser.add_argument("--weights", nargs="+", default=[], metavar="WEIGHTS",
