@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from visiontune import Detector
-from visiontune.boxes import Boxes
+from visiontune.boxes import Boxes, Letterbox
 from visiontune.errors import UserError
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
@@ -238,3 +238,21 @@ def test_a_released_detector_trains_no_more():
     module.release()
     with pytest.raises(UserError, match="release"):
         module.training_step(batch(), 0)
+
+
+@counted
+def test_what_is_found_in_a_crowd_counts_for_nothing_and_pixels_are_those_of_the_original(monkeypatch):
+    module = detector()
+    box = Letterbox.of(128, 256, (32, 32))  # an eighth
+    true, crowd = (
+        Boxes(torch.tensor([[8.0, 8.0, 80.0, 80.0]]), torch.tensor([0])),
+        Boxes(torch.tensor([[100.0, 0.0, 256.0, 128.0]]), torch.tensor([0])),
+    )
+    said = Boxes(torch.cat([true.xyxy, torch.tensor([[120.0, 8.0, 200.0, 100.0]])]), torch.tensor([0, 0]), torch.tensor([0.5, 0.9]))
+    monkeypatch.setattr(module, "predict", lambda images: [box.inside(said)])
+    batch = {"images": torch.zeros(1, 3, 32, 32), "boxes": [box.inside(true)], "crowd": [box.inside(crowd)], "letterbox": [box]}
+    module.validation_step(batch, 0)
+    values = module.metric.compute()
+    assert float(values["map"]) == pytest.approx(1)
+    assert float(values["map_medium"]) == pytest.approx(1)  # 72 pixels of the original: there it is no small one
+    assert values["map_small"].isnan()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visiontune import backbones
 from visiontune.backbones.maps import find_maps
-from visiontune.boxes import Boxes
+from visiontune.boxes import Boxes, Letterbox
 from visiontune.errors import UserError
 from visiontune.finetune import average, parts
 from visiontune.finetune.targets import boxes_of, pictures_of
@@ -45,7 +45,8 @@ class Detector(Module):
         class_names: K names, saved with the weights.
         common: see `visiontune.module.Module`. clip=None takes the head's.
 
-    Batches may also be dictionaries of `images`, `boxes` and, to be judged in original coordinates, `letterbox`: see `visiontune.boxes`.
+    Batches may also be dictionaries of `images` and `boxes`; for validation, of `crowd`, boxes that count for nothing, and `letterbox`, for
+    which they are judged in pixels of the original.
     Pictures of a batch have one size; uint8, or floats that are normalised. A target is a `Boxes`, or a dictionary of `boxes` (xyxy) and
     `labels` (from 0), as torchvision has them. Boxes are in pixels of these pictures, predictions too.
 
@@ -201,9 +202,10 @@ class Detector(Module):
         if not len(images):  # every picture of the batch was broken
             return
         found: Sequence[Boxes] = self.predict(images)
+        crowd = batch.get("crowd") if isinstance(batch, Mapping) else None
         if isinstance(batch, Mapping) and batch.get("letterbox"):  # as the original has it: sizes of things count there
-            found, targets = ([box.outside(b) for box, b in zip(batch["letterbox"], many, strict=True)] for many in (found, targets))
-        self._counted().update(found, targets)
+            found, targets, crowd = (_outside(batch["letterbox"], many) for many in (found, targets, crowd or [Boxes.none()] * len(found)))
+        self._counted().update(found, targets, crowd=crowd)
 
     def on_validation_epoch_end(self) -> None:
         if self.metric is None:
@@ -241,3 +243,8 @@ class Detector(Module):
             self.kept.requires_grad_(True)
         self.backbone.requires_grad_(True)
         return super().release()
+
+
+def _outside(letterboxes: Sequence[Letterbox], boxes: Sequence[Boxes]) -> list[Boxes]:
+    """Boxes of each picture of a batch, in pixels of the originals."""
+    return [box.outside(b) for box, b in zip(letterboxes, boxes, strict=True)]

@@ -4,7 +4,7 @@ B pictures.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ class Item:
     Attributes:
         pixels: `(H, W, C)` uint8; None for a picture that cannot be read.
         boxes: in its pixels, without those of a crowd.
+        crowd: those of a crowd, in evaluation.
         letterbox: how it was made to fit; None in training, where there is no way back.
         index: the number of the picture.
         broken: paths and causes of what was met on the way.
@@ -40,6 +41,7 @@ class Item:
     letterbox: Letterbox | None
     index: int
     broken: list[tuple[str, str]]
+    crowd: Boxes = field(default_factory=Boxes.none)
 
 
 class BoxPictures(Dataset):
@@ -91,7 +93,7 @@ class BoxPictures(Dataset):
         source = self._open(index, bad)
         if self.augment is None:
             pixels, box = fit(source, size)
-            return Item(pixels, box.inside(source.boxes), box, source.index, [])
+            return Item(pixels, box.inside(source.boxes), box, source.index, [], box.inside(self.table.crowd_of(source.index)))
         rng = np.random.default_rng((self.seed, epoch, index, 0))
         another = partial(self._another, bad) if epoch < self.mixed_epochs else None
         pixels, boxes = self.augment(source, size, rng, another=another)
@@ -134,15 +136,16 @@ def collate_boxes(items: list[Item], *, channels: int = 3) -> dict[str, Any]:
     """Items to a batch.
 
     Returns:
-        `images` `(B, C, H, W)` uint8, channels-last in memory; `boxes`, a list of `Boxes` in pixels of these; `letterbox`, a list of
-        `Letterbox` (in training an empty one); `index` `(B,)` int64, numbers of the pictures in the table; `broken`, a list of paths
-        and causes. Pictures that cannot be read are in none of the others; B may be 0.
+        `images` `(B, C, H, W)` uint8, channels-last in memory; `boxes`, a list of `Boxes` in pixels of these; `crowd`, likewise those of
+        crowds, in training none; `letterbox`, a list of `Letterbox`, in training an empty one; `index` `(B,)` int64, numbers of the
+        pictures in the table; `broken`, a list of paths and causes. Pictures that cannot be read are in none of the others; B may be 0.
     """
     kept = [item for item in items if item.pixels is not None]
     views = [[item.pixels for item in kept if item.pixels is not None]]
     return {
         "images": stacked(views)[0] if kept else torch.empty(0, channels, 1, 1, dtype=torch.uint8),
         "boxes": BoxList(item.boxes for item in kept),
+        "crowd": BoxList(item.crowd for item in kept),
         "letterbox": LetterboxList.of(item.letterbox for item in kept),
         "index": torch.tensor([item.index for item in kept], dtype=torch.int64),
         "broken": [told for item in items for told in item.broken],
