@@ -1,6 +1,7 @@
 """From rows to words: means, spreads, pairs."""
 
 import csv
+import re
 import statistics
 
 import pytest
@@ -80,6 +81,24 @@ def test_means_spreads_and_paired_differences_are_those_of_scipy(plan):
     (row,) = [r for r in summary.for_machines() if r["weights"] == "mae" and r["labels"] == "1 %"]
     assert row["difference"] == pytest.approx(0.32 / 3)
     assert row["pairs"] == 3
+
+
+def test_the_same_difference_with_each_seed_is_shown_without_a_test(plan, tmp_path):
+    found = outcomes(plan)
+    for seed, last in enumerate(SCORES["random", "1 %"]):
+        found[f"mae/1/seed_{seed}"].result["top1_last"] = last + 0.1
+    rows = table.rows_of(plan, found, {})
+    summary = table.summarise(plan, rows)
+    same = "the same difference with each seed, no test at 1 % (+10.0 points); not told apart at 100 % (+0.0 points)."
+    assert summary.headline == [f"mae against random: {same}"]
+    assert summary.sentences[0].startswith("mae against random: +10.0 points at 1 %, with each of 3 seeds: no spread to test by; not told")
+    (row,) = [r for r in summary.for_machines() if r["weights"] == "mae" and r["labels"] == "1 %"]
+    assert (row["low"], row["high"], row["p"], row["pairs"]) == (None, None, None, 3)
+    run = Run.create(tmp_path / "out")
+    plan.save(run.folder / plan.FILE)
+    write_page(run, plan, summary, rows)
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", run.report_file.read_text().partition("Differences from random")[2])
+    assert cells[:7] == ["mae", "1 %", "the same difference with each seed, no test", "+10.0", "n/a", "n/a", "3"]
 
 
 def test_only_whole_pairs_are_compared_and_one_seed_has_no_test(plan):

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
@@ -31,13 +29,29 @@ def test_students_own_example():
     assert (found.low, found.high) == pytest.approx((0.70, 2.46), abs=0.005)
 
 
-def test_one_pair_has_no_test_and_equal_differences_no_spread():
-    alone = paired([0.6], [0.5])
-    assert alone.difference == pytest.approx(0.1)
-    assert math.isnan(alone.p)
-    assert not alone.told_apart
-    assert paired([0.5, 0.75], [0.25, 0.5]).p == 0
-    assert not paired([0.5, 0.75], [0.5, 0.75]).told_apart
+@pytest.mark.parametrize(
+    ("a", "b", "difference"),
+    [
+        ([0.6], [0.5], 0.1),
+        ([0.5, 0.75], [0.25, 0.5], 0.25),
+        ([0.31, 0.72, 0.44], [0.21, 0.62, 0.34], 0.1),  # equal but for rounding
+        ([0.5, 0.75], [0.5, 0.75], 0.0),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+    ],
+)
+def test_without_a_spread_there_is_a_difference_and_no_test(a, b, difference):
+    found = paired(a, b)
+    assert (found.n, found.difference) == (len(a), pytest.approx(difference))
+    assert np.isnan([found.low, found.high, found.p]).all()
+    assert not found.tested
+    assert not found.told_apart
+
+
+def test_differences_a_picture_apart_have_a_spread():
+    assert paired([0.5001, 0.7500], [0.25, 0.5]).tested
+
+
+def test_pairs_are_needed():
     with pytest.raises(ValueError, match="2 and 1"):
         paired([1.0, 2.0], [1.0])
 

@@ -5,14 +5,15 @@ from typing import Any
 
 from visiontune.callbacks.progress import clock
 from visiontune.compare.plan import Plan
-from visiontune.compare.table import FINISHED, Summary, accuracies, caption, failures, told, verdict
+from visiontune.compare.table import FINISHED, Summary, accuracies, caption, failures, interval_text, p_text, told, verdict
 from visiontune.errors import counted
 from visiontune.report.comparison import label_efficiency, write_comparison
 from visiontune.run import Run, environment
 
 DIFFERENCES = (
     "Of each seed's run from these weights and its run from the first ones: the mean difference, its 95 % interval (Student's t), and p of "
-    "the paired t-test. An interval that includes 0 says that so few seeds cannot tell them apart."
+    "the paired t-test. An interval that includes 0 says that so few seeds cannot tell them apart. n/a: one "
+    "seed, or the same difference with each, has no spread to test by."
 )
 
 
@@ -56,9 +57,7 @@ def _differences(summary: Summary) -> dict[str, Any]:
     for p in sorted(summary.points.values(), key=lambda p: summary.weights.index(p.weights)):
         if (d := p.against) is None:
             continue
-        interval = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}" if d.n > 1 else ""
-        p_value = "" if d.n == 1 else "< 0.001" if d.p < 0.001 else f"{d.p:.2g}"
-        found.append([p.weights, p.labels, verdict(d), f"{100 * d.difference:+.1f}", interval, p_value, str(d.n)])
+        found.append([p.weights, p.labels, verdict(d), f"{100 * d.difference:+.1f}", interval_text(d), p_text(d), str(d.n)])
     columns = ["weights", "labels", "", "points", "95 % interval", "p", "n"]
     return {"title": f"Differences from {first}", "columns": columns, "rows": found, "texts": 3, "caption": DIFFERENCES}
 

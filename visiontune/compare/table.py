@@ -174,8 +174,8 @@ def summarise(plan: Plan, rows: Sequence[dict[str, Any]]) -> Summary:
 
 def verdict(against: Paired) -> str:
     """In a word or three."""
-    if against.n == 1:
-        return "one seed, no test"
+    if not against.tested:
+        return "one seed, no test" if against.n == 1 else "the same difference with each seed, no test"
     return ("better" if against.difference > 0 else "worse") if against.told_apart else "not told apart"
 
 
@@ -191,12 +191,14 @@ def _sentences(plan: Plan, points: dict[tuple[str, str], Point]) -> list[str]:
         for p in compared:
             assert p.against is not None
             gain = f"{100 * p.against.difference:+.1f} points"
-            if p.against.n == 1:
-                parts.append(f"{gain} at {p.labels}, by one seed: no test")
+            if not p.against.tested:
+                seeds = "by one seed: no test" if p.against.n == 1 else f"with each of {p.against.n} seeds: no spread to test by"
+                parts.append(f"{gain} at {p.labels}, {seeds}")
                 continue
             tests += 1
-            interval = f"95 % interval {100 * p.against.low:+.1f} to {100 * p.against.high:+.1f}"
-            parts.append(f"{verdict(p.against)} at {p.labels}: {gain} ({interval}, p {_p(p.against.p)}, n {p.against.n})")
+            interval = f"95 % interval {interval_text(p.against)}"
+            p_value = "below 0.001" if p.against.p < 0.001 else p_text(p.against)
+            parts.append(f"{verdict(p.against)} at {p.labels}: {gain} ({interval}, p {p_value}, n {p.against.n})")
         sentences.append(f"{weights} against {first}: {'; '.join(parts)}.")
     if tests:
         seeds = max(p.against.n for p in points.values() if p.against)
@@ -209,8 +211,13 @@ def _sentences(plan: Plan, points: dict[tuple[str, str], Point]) -> list[str]:
     return sentences
 
 
-def _p(value: float) -> str:
-    return "below 0.001" if value < 0.001 else f"{value:.2g}"
+def interval_text(against: Paired) -> str:
+    """Of the mean difference, in points."""
+    return f"{100 * against.low:+.1f} to {100 * against.high:+.1f}" if against.tested else "n/a"
+
+
+def p_text(against: Paired) -> str:
+    return "n/a" if not against.tested else "< 0.001" if against.p < 0.001 else f"{against.p:.2g}"
 
 
 def caption(summary: Summary) -> str:
