@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from visiontune.data.folder import list_pictures
 from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
 from visiontune.fit import main
-from visiontune.measure import evaluation_folder, judge, mirrored, write
+from visiontune.measure import judge, mirrored, write
+from visiontune.report.folder import evaluation_folder, identity_of
 
 
 def rows_of(file):
@@ -187,6 +189,30 @@ def test_a_backbone_and_a_full_folder_are_refused(run, pictures, tmp_path, capsy
 )
 def test_an_evaluation_lies_in_the_run_by_the_name_of_the_data(tmp_path, data, name):
     assert evaluation_folder(str(tmp_path), data, None) == tmp_path / "evaluate" / name
+
+
+def test_each_data_has_a_folder_of_its_own_and_the_same_one_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def evaluated(data, part=None):
+        folder = evaluation_folder("run", data, None, part)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "predictions.csv").write_text("")
+        (folder / "result.json").write_text(json.dumps(identity_of(data, part)))
+        return folder.relative_to("run/evaluate").as_posix()
+
+    Path("run").mkdir()
+    given = [("a/test", None), ("b/test", None), ("c/b/test", None), ("t.csv", None), ("t.csv", "val"), ("t.csv", "test")]
+    names = ["test", "b_test", "c_b_test", "t.csv", "t.csv_val", "t.csv_test"]
+    assert [evaluated(*g) for g in given] == names
+    assert [evaluated(*g) for g in given] == names
+    assert evaluated(str(tmp_path / "b" / "test") + "/") == "b_test"
+    assert [evaluated("sample:digits/test"), evaluated("/test"), evaluated("/test")] == ["digits_test", "test_2", "test_2"]
+    shutil.rmtree("run/evaluate/test")
+    assert evaluated("b/test") == "b_test"
+    (tmp_path / "run/evaluate/b_test/result.json").unlink()  # it broke off
+    assert evaluated("x/b/test") == "test"
+    assert evaluated("y/b/test") == "b_test"
 
 
 def test_mirror_images_are_averaged_as_scores_at_the_temperature(run, pictures):

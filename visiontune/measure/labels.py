@@ -4,7 +4,6 @@ B pictures of a batch, N pictures, K classes.
 """
 
 import contextlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from visiontune.recipe.sections import Data
 from visiontune.report import classification as figures
 from visiontune.report.classification import Shown, shortened
 from visiontune.report.figures import as_image
+from visiontune.report.folder import evaluation_folder, identity_of
 from visiontune.report.measured import write_predictions, write_tables
 from visiontune.run import Run
 
@@ -185,7 +185,7 @@ def evaluate(
     Args:
         path: what `visiontune.load` takes.
         data: what `data.val` of a recipe takes: class folders, shards, a table; for a detector annotations, see `evaluate_boxes`.
-        out: folder; None: `evaluate/NAME` in the run, by the name of the data.
+        out: folder; None: `evaluate/NAME` in the run, see `evaluation_folder`.
         csv: another file for the predictions.
         tta: judge the mean of the scores of each picture and its mirror image.
         device: where to compute.
@@ -215,7 +215,7 @@ def evaluate(
         raise UserError(
             f"evaluate: {path} has no classifier, it is a backbone; give a fine-tuned run, or judge it by: python -m visiontune probe"
         )
-    folder = evaluation_folder(path, data, out)
+    folder = evaluation_folder(path, data, out, part)
     settings = table_settings(_data_of(path, overrides))
     if part is None:
         settings = replace(settings, split=None)  # all rows, not those for training
@@ -238,9 +238,10 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "task": "evaluate",
-        "what": f"{path} on {data}" + (", each picture with its mirror image" if tta else ""),
+        "what": f"{path} on {data}" + (f", part {part}" if part else "") + (", each picture with its mirror image" if tta else ""),
         "model": str(Path(path).absolute()),
         "data": data,
+        **identity_of(data, part),
         "tta": tta,
     }
     result |= write(found, folder, Path(csv) if csv else None)
@@ -267,24 +268,6 @@ def _data_of(path: str, overrides: Sequence[str]) -> Data:
     assert isinstance(own, Data), "a detector's data are judged elsewhere"
     columns = own.columns.model_copy(update=given.columns.model_dump(exclude_unset=True))
     return own.model_copy(update=given.model_dump(exclude_unset=True, exclude={"train"}) | {"columns": columns})
-
-
-def evaluation_folder(path: str, data: str, out: str | None) -> Path:
-    """Where an evaluation goes: new, empty, or that of an evaluation before, which is replaced.
-
-    Raises:
-        UserError: if the folder holds something else.
-    """
-    name = data.removeprefix("sample:").rstrip("/*").replace("*", "_")
-    base = Path(path) if Path(path).is_dir() else Path(path).parent
-    folder = Path(out) if out else base / "evaluate" / (Path(name).name or "data")
-    if folder.is_file():
-        raise UserError(f"--out: {folder} is a file; give the name of a folder that is new or empty")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "predictions.csv").is_file() or (folder / "recipe.yaml").is_file():
-            raise UserError(f"--out: {folder} is not empty and holds no evaluation; give a folder that is new or empty")
-        shutil.rmtree(folder / "pictures", ignore_errors=True)
-    return folder
 
 
 def mirrored(logits_of: Callable[[Tensor], Tensor], *, several: bool, temperature: float = 1.0) -> Callable[[Tensor], Tensor]:

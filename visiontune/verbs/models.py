@@ -88,7 +88,7 @@ def evaluate(argv: list[str]) -> int:
         help="of a table: data.columns.label=NAME (default: as in the run); of boxes: images=FOLDER split=FILE",
     )
     parser.add_argument("--part", choices=["train", "val", "test"], help="of a table with a column that tells parts (default: all rows)")
-    parser.add_argument("--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME OF DATA)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME, by the name of DATA)")
     parser.add_argument("--csv", metavar="OUT", help="file for the row of each picture (default: predictions.csv in the folder)")
     parser.add_argument("--tta", action="store_true", help="mean scores of each picture and its mirror image; twice the time")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
