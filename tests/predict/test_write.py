@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import sys
+import threading
 
 import numpy as np
 import pyarrow.parquet
@@ -10,7 +12,7 @@ import pytest
 
 from visiontune.__main__ import main
 from visiontune.errors import UserError
-from visiontune.predict import Prediction, load, write_csv, write_embeddings
+from visiontune.predict import Prediction, Predictor, load, whole, write_csv, write_embeddings
 
 
 def rows_of(predictions, **more):
@@ -82,6 +84,48 @@ def test_an_unfinished_file_of_embeddings_has_not_its_name(tuned, mixed, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         write_embeddings(breaks_off(), tmp_path / "e.csv")
     assert not (tmp_path / "e.csv").exists()
+
+
+def test_predict_that_breaks_off_leaves_an_older_file_as_it_was(tuned, mixed, tmp_path, monkeypatch, capsys):
+    """Also where there is none: a file under the final name would look finished."""
+    rows = Predictor._try
+
+    def breaks_off(self, source):
+        if source.name.endswith("05.png"):
+            raise KeyboardInterrupt
+        return rows(self, source)
+
+    out, old = tmp_path / "new.csv", tmp_path / "old.csv"
+    old.write_text("kept")
+    words = ["predict", str(tuned), str(mixed), "--workers", "0", "--batch-size", "1", "--csv"]
+    monkeypatch.setattr(Predictor, "_try", breaks_off)
+    for file in (out, old):
+        assert main([*words, str(file)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not out.exists()
+    assert old.read_text() == "kept"
+    assert len((tmp_path / "new.csv.part").read_text().splitlines()) == 5  # a header and 01 to 04
+
+    monkeypatch.undo()
+    assert main([*words, str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 19
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new.csv", "old.csv", "old.csv.part"]
+
+
+def test_devices_and_links_are_written_to_as_what_they_are(tuned, mixed, tmp_path, capsys):
+    pipe, link, real = tmp_path / "pipe", tmp_path / "link.csv", tmp_path / "there.csv"
+    os.mkfifo(pipe)
+    link.symlink_to(real)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.extend(pipe.read_text().splitlines()))
+    reader.start()
+    with whole(pipe) as part, part.open("w") as file:
+        write_csv([Prediction("a.png", ("x",), (1.0,))], file)
+    reader.join()
+    assert read == ["path,label,score", "a.png,x,1.0000"]
+    assert main(["predict", str(tuned), str(mixed / "01.png"), "--csv", str(link)]) == 0
+    assert link.is_symlink()
+    assert len(real.read_text().splitlines()) == 2
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

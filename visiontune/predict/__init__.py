@@ -8,10 +8,10 @@ from visiontune.predict.onnx_model import OnnxModel
 from visiontune.predict.predictor import Embedding, Prediction, Predictor
 from visiontune.predict.sources import Sources, from_words
 from visiontune.predict.tiles import predict_tiles
-from visiontune.predict.write import check_format, write_csv, write_embeddings
+from visiontune.predict.write import check_format, whole_file, write_csv, write_embeddings
 
 __all__ = [
     "BoxPrediction", "DetectorModel", "Embedding", "Model", "OnnxModel", "Prediction", "Predictor", "Sources", "check_boxes_format",
     "check_format", "devices", "from_words", "load", "load_or_create", "predict_tiles", "weights_of", "write_box_csv",
-    "write_coco_results", "write_csv", "write_embeddings",
+    "whole_file", "write_coco_results", "write_csv", "write_embeddings",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """What was found, as files: labels as CSV, embeddings as NumPy, Parquet or CSV. Rows are written as they come. N pictures, D width."""
 
 import csv
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -87,7 +88,14 @@ def _chain(first: Embedding, rest: Iterator[Embedding]) -> Iterator[Embedding]:
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
-    """A name beside `out`, which becomes `out` when all is written."""
+    """A name beside `out`, which becomes `out` when all is written: what breaks off lies there, and an older file stays as it was.
+
+    Devices and pipes (`/dev/stdout`), and a file in a folder that takes no other, are written to as they are; a link keeps its target.
+    """
+    out = out.resolve()
+    if (out.exists() and not out.is_file()) or not os.access(out.parent, os.W_OK):
+        yield out
+        return
     part = out.with_name(out.name + ".part")
     yield part
     part.replace(out)

@@ -30,7 +30,7 @@ def predict(argv: list[str]) -> int:
     boxes.add_argument("--tile", type=int, metavar="PIXELS", help="cut pictures into overlapping tiles of this side, for small things")
     args = parser.parse_args(argv)
     from visiontune.errors import UserError, counted
-    from visiontune.predict import DetectorModel, from_words, load, write_csv
+    from visiontune.predict import DetectorModel, from_words, load, whole_file, write_csv
 
     model, sources, told = load(args.run, device=_device(args.device, args.run)), from_words(args.paths, key="predict"), _Told()
     if isinstance(model, DetectorModel):
@@ -40,7 +40,7 @@ def predict(argv: list[str]) -> int:
     found = model.predict(sources, top=args.top, batch_size=args.batch_size, workers=args.workers, tta=args.tta)
     if args.csv:
         writable(args.csv)
-        with open(args.csv, "w", newline="", errors="surrogateescape") as file:
+        with whole_file(Path(args.csv)) as part, part.open("w", newline="", errors="surrogateescape") as file:
             count = write_csv(_watched(found, sources.total), file, top=args.top, on_broken=told)
         print(f"{counted(count, 'picture', ',')} labelled in {args.csv}{told}")
     else:
@@ -88,7 +88,9 @@ def evaluate(argv: list[str]) -> int:
         help="of a table: data.columns.label=NAME (default: as in the run); of boxes: images=FOLDER split=FILE",
     )
     parser.add_argument("--part", choices=["train", "val", "test"], help="of a table with a column that tells parts (default: all rows)")
-    parser.add_argument("--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME, by the name of DATA)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the numbers and pictures go (default: RUN/evaluate/NAME, by the name of DATA)"
+    )
     parser.add_argument("--csv", metavar="OUT", help="file for the row of each picture (default: predictions.csv in the folder)")
     parser.add_argument("--tta", action="store_true", help="mean scores of each picture and its mirror image; twice the time")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")

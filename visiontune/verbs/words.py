@@ -1,6 +1,7 @@
 """What verbs share: their parser, how far they are, whether a file can be written."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +12,15 @@ def parser_of(name: str, verb: Callable[[list[str]], int]) -> argparse.ArgumentP
 
 
 def writable(file: str) -> None:
-    """Whether a file can be written is found before hours of work, not after."""
+    """Whether a file can be written is found before hours of work, not after; one that is not there is not left behind."""
     from visiontune.errors import UserError
 
+    new = not os.path.lexists(file)
     try:
         with open(file, "a"):
             pass
+        if new:
+            os.unlink(file)
     except OSError as error:
         raise UserError(f"--csv: cannot write {file} ({error.strerror}); name a file in a folder that is there") from error
 
