@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,7 +105,15 @@ def test_a_broken_picture_is_left_out_and_told(tmp_path, pictures, capsys):
         (["probe", "test_resnet", "TRAIN", "--weights", "w.pth"], "backbone.weights: no file or folder 'w.pth'"),
         (["probe", "test_resnet", "TRAIN", "--weights", "random", "--probes", "kn"], "--probes: got 'kn'; allowed: knn, linear, few"),
         (["probe", "TRAIN", "TRAIN"], "is neither a run with weights nor a folder with config.json"),
-        (["probe", "test_resnet", "TRAIN", "--weights", "random", "--val", "1.5"], "data.val: got 1.5; expected"),
+        *(
+            (
+                ["probe", "test_resnet", "TRAIN", "--val", val],
+                f"--val: got {val}; expected a share between 0 and 1, or pictures, and there is no folder",
+            )
+            for val in ("1.5", "0", "1", "-0.2", "2012", "nan")
+        ),
+        (["probe", "test_resnet", "TRAIN", "--shots", "0"], "--shots: got 0; expected numbers of labelled pictures of each class, 1 or"),
+        (["probe", "test_resnet", "TRAIN", "--shots", "1", "-3", "0"], "--shots: got -3, 0; expected"),
         (["probe", "test_resnet", "TRAIN", "--weights", "random", "data.sizes=3"], "data.sizes: unknown key"),
     ],
 )
@@ -113,6 +122,15 @@ def test_mistakes_are_one_sentence(pictures, capsys, words, message):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_a_folder_whose_name_is_a_number_is_a_folder(tmp_path, pictures, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("2012", "1", "0.25"):
+        Path(name).symlink_to(pictures / "val")
+    for val, count in (("2012", 16), ("1", 16), ("./0.25", 16), ("0.25", 12), ("25e-2", 12)):
+        assert main(small(pictures, "--probes", "knn", "--val", val)) == 0
+        assert f"of {count} validation pictures" in capsys.readouterr().out
 
 
 def test_a_weights_file_in_the_backbones_place_is_told_what_to_do(tmp_path, pictures, capsys):

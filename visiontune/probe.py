@@ -92,6 +92,8 @@ def probe(
     for name in probes:
         if name not in PROBES:
             raise UserError(f"--probes: got {name!r}; allowed: {', '.join(PROBES)}{near(name, PROBES)}")
+    if wrong := [k for k in shots if k < 1]:
+        raise UserError(f"--shots: got {some(wrong)}; expected numbers of labelled pictures of each class, 1 or more, e.g. 1 5 10")
     _check_splits(data)
     recipe = _recipe(backbone, data, val, weights, image_size, overrides)
     tables = build.find_pictures(recipe)

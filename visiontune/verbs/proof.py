@@ -30,10 +30,9 @@ def probe(argv: list[str]) -> int:
     silence()
     if args.csv:
         writable(args.csv)
-    val = float(args.val) if (args.val or "").replace(".", "", 1).isdigit() else args.val
     scores = room.probe(
-        args.backbone, args.data, val=val, weights=args.weights, image_size=args.at, probes=args.probes, shots=args.shots,
-        overrides=[*args.overrides, *overrides], fresh=args.fresh,
+        args.backbone, args.data, val=_path_or_share(args.val), weights=args.weights, image_size=args.at, probes=args.probes,
+        shots=args.shots, overrides=[*args.overrides, *overrides], fresh=args.fresh,
     )  # fmt: skip
     if not scores:
         return 1
@@ -80,6 +79,21 @@ def compare(argv: list[str]) -> int:
         args.recipe, weights=args.weights, labels=args.labels, seeds=seeds, overrides=overrides, out=args.out, min_steps=args.min_steps,
         **places,
     )  # fmt: skip
+
+
+def _path_or_share(val: str | None) -> str | float | None:
+    """A number between 0 and 1 is a share; any other one may be the name of a folder (`2012`), as `./0.2` is."""
+    from visiontune.errors import UserError
+
+    try:
+        share = float(val or "")
+    except ValueError:
+        return val
+    if 0 < share < 1:
+        return share
+    if val is not None and Path(val).exists():
+        return val
+    raise UserError(f"--val: got {val}; expected a share between 0 and 1, or pictures, and there is no folder or file {val}")
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
