@@ -54,6 +54,21 @@ def test_lists_in_a_parquet_file_are_several_labels(photos):
     assert (found.classes, found.targets.tolist()) == (("a", "b"), [[0, 1], [0, 0], [0, 0], [1, 1]])
 
 
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ([1.0, 0.0, float("inf"), 1.0], "inf in column 'label' (row 3)"),
+        ([-float("inf"), 0.0, None, float("inf")], "-inf in column 'label' (row 1), inf in column 'label' (row 4)"),
+        ([[1.0], [0.0, float("inf")], [1.0], [0.0]], "(0.0, inf) in column 'label' (row 2)"),
+    ],
+)
+def test_a_label_that_is_infinite_is_told_with_its_place(photos, labels, got):
+    parquet.write_table(pa.table({"file": [f"{i}.png" for i in range(4)], "label": labels}), photos / "t.parquet")
+    with pytest.raises(UserError) as raised:
+        list_pictures(photos / "t.parquet", labelled=True)
+    assert f"data.columns.label: a label is a name or a whole number, got {got}; mend the table" in str(raised.value)
+
+
 def test_columns_of_zeros_and_ones_in_a_parquet_file_may_be_of_any_kind(photos):
     rows = {"path": [f"{i}.png" for i in range(3)], "a": [True, False, True], "b": [0, 1, None], "c": [0.0, 1.0, 0.0]}
     parquet.write_table(pa.table(rows), photos / "t.parquet")

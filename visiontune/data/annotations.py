@@ -164,16 +164,19 @@ def _classes(rows: Rows, settings: TableSettings, keep: np.ndarray, several: boo
     """
     if not rows.columns.labels:
         return None
+    where = f"{section_of(rows.key)}.columns.label"
+    first = np.unique(rows.labels, return_index=True)[1]
+    places = [f"{rows.source.counts} {rows.lines[i]}" for i in first.tolist()]
     if rows.columns.one_each:
-        first = np.unique(rows.labels, return_index=True)[1]
-        places = [f"{rows.source.counts} {rows.lines[i]}" for i in first.tolist()]
         names = tuple(rows.source.names[c] for c in rows.columns.labels)
-        return zeros_and_ones([c for c in rows.cells if isinstance(c, tuple)], names, places, where=f"{section_of(rows.key)}.columns.label")
+        return zeros_and_ones([c for c in rows.cells if isinstance(c, tuple)], names, places, where=where)
     # Cells of rows that are left out (a test part) make no classes.
     used = np.unique(rows.labels[keep])
     (column,) = rows.columns.labels
     cells = [rows.cells[i] for i in used.tolist()]
-    found = classes_of(cells, rows.source.class_names.get(column, ()), settings.separator, several)
+    met = [f"column {rows.source.names[column]!r} ({places[i]})" for i in used.tolist()]
+    names = rows.source.class_names.get(column, ())
+    found = classes_of(cells, names, settings.separator, several, places=met, where=where)
     # Validation and evaluation may look at one class alone.
     if len(found.names) < 2 - (found.several or several is not None):
         which = f"of one class ({found.names[0]})" if found.names else "without a label"

@@ -33,7 +33,15 @@ class Classes:
     separated: str = ""
 
 
-def classes_of(cells: Sequence[Hashable], names: tuple[str, ...], separator: str | Literal[False] | None, several: bool | None) -> Classes:
+def classes_of(
+    cells: Sequence[Hashable],
+    names: tuple[str, ...],
+    separator: str | Literal[False] | None,
+    several: bool | None,
+    *,
+    places: Sequence[str],
+    where: str,
+) -> Classes:
     """Classes of a label column.
 
     Args:
@@ -41,7 +49,14 @@ def classes_of(cells: Sequence[Hashable], names: tuple[str, ...], separator: str
         names: what numbers stand for; empty: for themselves.
         separator: between labels, one of its letters unless it is a longer text; None: `|` and `;`; False: none.
         several: whether pictures may have several labels; None: if a cell has, or is a list.
+        places: where each of `cells` was met first, in words.
+        where: the recipe's key, for messages.
+
+    Raises:
+        UserError: for a number that is infinite.
     """
+    if wrong := [f"{cell!r} in {place}" for cell, place in zip(cells, places, strict=True) if _infinite(cell)]:
+        raise UserError(f"{where}: a label is a name or a whole number, got {some(wrong, 3)}; mend the table, or name another column")
     texts = [cell for cell in cells if isinstance(cell, str)]
     separated = ""
     if separator:
@@ -100,6 +115,10 @@ def hashable(cell: Any) -> Hashable:
 
 def _empty(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _infinite(cell: Any) -> bool:
+    return any(map(_infinite, cell)) if isinstance(cell, tuple) else isinstance(cell, float) and math.isinf(cell)
 
 
 def _labels(cell: Any, names: tuple[str, ...], pattern: re.Pattern | None) -> list[str]:
