@@ -171,3 +171,27 @@ def test_what_is_there_is_kept_and_missing_packages_are_named(tmp_path, monkeypa
         export_onnx(model.network, model.config, tmp_path / "n.onnx")
     with pytest.raises(UserError, match="needs onnxruntime; pip install 'visiontune\\[onnx\\]'"):
         load(tmp_path / "m.onnx")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpu_that_onnxruntime_does_not_compute_on_is_told_with_what_to_install(tmp_path, monkeypatch):
+    """It takes the CPU without a word where CUDA's libraries do not load, though it lists the provider."""
+    model = exported(tmp_path / "model")
+    export_onnx(model.network, model.config, tmp_path / "m.onnx")
+    there = onnxruntime.get_available_providers()
+    if onnx_graph.CUDA_PROVIDER in there:
+        pytest.skip("this onnxruntime computes by CUDA")
+    with pytest.raises(
+        UserError, match=r"--device: got 'cuda', and this .* alone; pip uninstall onnxruntime, then pip install 'onnxruntime-"
+    ):
+        load(tmp_path / "m.onnx", device="cuda")
+    with pytest.raises(UserError, match="--device: got 'mps', and this onnxruntime computes by .* alone; take --device cpu"):
+        load(tmp_path / "m.onnx", device="mps")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnx_graph.CUDA_PROVIDER, *there])
+    with pytest.raises(UserError, match="got 'cuda:0', but onnxruntime's CUDAExecutionProvider does not start here; pip uninstall"):
+        load(tmp_path / "m.onnx", device="cuda:0")
+    device, why = onnx_graph.fastest_device(tmp_path / "m.onnx", "cuda:0")
+    assert (device, why.partition(";")[0]) == ("cpu", "onnxruntime's CUDAExecutionProvider does not start here")
+    (tmp_path / "bad.onnx").write_text("mine")
+    with pytest.raises(UserError, match="--device: got 'cuda:1', but onnxruntime cannot open there"):
+        load(tmp_path / "bad.onnx", device="cuda:1")

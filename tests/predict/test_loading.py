@@ -120,12 +120,29 @@ def test_config_json_says_nothing_of_what_is_usual(tuned, make_exported):
     assert (model.several, model.temperature, model.thresholds.tolist()) == (True, 1.5, [0.25] * 4)
 
 
+NO_CUDA = "--device: got 'cuda:0', but onnxruntime's CUDAExecutionProvider does not start here; do this"
+
+
 @pytest.mark.parametrize(
-    ("fastest", "cuda", "chosen"), [("cuda:0", False, "cpu"), ("mps", False, "cpu"), ("cuda:0", True, "cuda:0"), ("cpu", True, "cpu")]
+    ("fastest", "problem", "chosen", "note"),
+    [
+        ("cuda:0", NO_CUDA, "cpu", "onnxruntime's CUDAExecutionProvider does not start here; do this"),
+        ("mps", None, "cpu", "onnxruntime does not compute on mps"),
+        ("cuda:0", "load: there is no file flowers.onnx", "cpu", None),  # told when it is loaded
+        ("cuda:0", None, "cuda:0", None),
+        ("cpu", None, "cpu", None),
+    ],
 )
-def test_an_onnx_file_is_given_a_device_that_onnxruntime_has(monkeypatch, fastest, cuda, chosen):
+def test_an_onnx_file_is_given_a_device_that_onnxruntime_has_and_another_than_torchs_is_told(
+    monkeypatch, capsys, fastest, problem, chosen, note
+):
+    def open_session(path, device):
+        if problem:
+            raise UserError(problem)
+
     monkeypatch.setattr("visiontune.predict.devices", lambda: [fastest])
-    monkeypatch.setattr("visiontune.export.onnx_graph.has_cuda", lambda: cuda)
+    monkeypatch.setattr("visiontune.export.onnx_graph.open_session", open_session)
     assert _device("auto", "flowers.onnx") == chosen
+    assert capsys.readouterr().err == (f"note: --device auto: flowers.onnx is computed on the CPU: {note}\n" if note else "")
     assert _device("auto", "runs/flowers") == fastest
     assert _device("cuda:1", "flowers.onnx") == "cuda:1"

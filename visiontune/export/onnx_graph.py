@@ -34,6 +34,7 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 # Bytes that protobuf holds in one file.
 LARGEST = 2**31 - 2**20
 CURE = "pip install 'visiontune[onnx]'"
+CUDA_CURE = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]'; or take --device cpu"
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ def open_session(path: Path, device: str = "cpu") -> Any:
     wanted = {"cpu": "CPUExecutionProvider", "cuda": CUDA_PROVIDER}.get(kind)
     available = onnxruntime.get_available_providers()
     if wanted not in available:
-        raise UserError(f"--device: got {device!r}, and this onnxruntime computes by {', '.join(available)}; take --device cpu")
+        cure = CUDA_CURE if kind == "cuda" else "take --device cpu"
+        raise UserError(f"--device: got {device!r}, and this onnxruntime computes by {', '.join(available)} alone; {cure}")
     if not path.is_file():
         raise UserError(f"load: there is no file {path}")
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -193,18 +195,25 @@ def open_session(path: Path, device: str = "cpu") -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised; the rest is advice about a graph that nobody here writes by hand
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own, of many kinds
-        raise UserError(f"load: onnxruntime cannot read {path}: {str(error).splitlines()[0][:200]}") from error
+        what = "load: onnxruntime cannot read" if kind == "cpu" else f"--device: got {device!r}, but onnxruntime cannot open there"
+        raise UserError(f"{what} {path}: {str(error).splitlines()[0][:200]}") from error
+    if wanted not in session.get_providers():  # where the provider's libraries do not load it computes on the CPU without a word
+        raise UserError(f"--device: got {device!r}, but onnxruntime's {wanted} does not start here; {CUDA_CURE}")
+    return session
 
 
-def has_cuda() -> bool:
-    """Whether there is an onnxruntime that computes by CUDA; the usual package does not, whatever torch does."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return False
-    import onnxruntime
-
-    return CUDA_PROVIDER in onnxruntime.get_available_providers()
+def fastest_device(path: Path, fastest: str) -> tuple[str, str]:
+    """Where onnxruntime computes a file fastest, and why not on the device that torch has, or nothing."""
+    if not fastest.startswith("cuda"):
+        return "cpu", f"onnxruntime does not compute on {fastest}" if fastest != "cpu" else ""
+    try:
+        open_session(path, fastest)
+    except UserError as error:
+        reason = str(error).removeprefix(f"--device: got {fastest!r}, ").removeprefix("and ").removeprefix("but ")
+        return "cpu", reason if str(error).startswith("--device") else ""  # what else is wrong is told when it is loaded
+    return fastest, ""
 
 
 def _trace(graph: Graph, config: dict[str, Any], pictures: Tensor, opset: int, dynamic: bool) -> Any:

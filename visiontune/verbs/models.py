@@ -175,14 +175,17 @@ def _count(text: str) -> int:
 
 
 def _device(name: str, model: str) -> str:
-    from visiontune.export.onnx_graph import has_cuda
+    from visiontune.export.onnx_graph import fastest_device
     from visiontune.predict import devices
 
     if name != "auto":
         return name
-    fastest = devices()[0]
-    # An ONNX file is run by onnxruntime, which may lack the device that torch has.
-    return "cpu" if model.endswith(".onnx") and not (fastest.startswith("cuda") and has_cuda()) else fastest
+    if not model.endswith(".onnx"):
+        return devices()[0]
+    device, why = fastest_device(Path(model), devices()[0])  # of onnxruntime, which may lack the one that torch has
+    if why:
+        print(f"note: --device auto: {model} is computed on the CPU: {why}", file=sys.stderr)
+    return device
 
 
 class _Told:
