@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 
 import visiontune
@@ -89,8 +90,34 @@ def test_what_cannot_be_loaded_is_named(tmp_path, tuned, mixed, monkeypatch):
         load(tuned, device="gpu")
     with pytest.raises(UserError, match="embed: rsnet18 is no run, folder or file here, and timm .* did you mean 'resnet18'"):
         load_or_create("rsnet18")
-    with pytest.raises(UserError, match="--weights is for backbones by name"):
-        load_or_create(str(tuned), weights="timm")
+    for weights in ("timm", "random"):
+        with pytest.raises(UserError, match="--weights is for backbones by name"):
+            load_or_create(str(tuned), weights=weights)
+
+
+def test_a_backbone_by_name_has_timms_weights_unless_others_are_named(mixed, tmp_path, monkeypatch, capsys):
+    """As in `probe`: random ones must be asked for."""
+    asked = []
+
+    def create(name, *, pretrained=False, **more):
+        asked.append(pretrained)
+        return timm.create_model(name, num_classes=0)
+
+    monkeypatch.setattr("visiontune.backbones.create", create)
+    for more in ([], ["--weights", "timm"], ["--weights", "random"]):
+        assert main(["embed", "test_vit", str(mixed / "01.png"), "--out", str(tmp_path / "e.npz"), *more]) == 0
+    assert asked == [True, True, False]
+
+
+def test_timms_weights_that_cannot_be_fetched_are_told_with_what_to_take_instead(mixed, tmp_path, monkeypatch, capsys):
+    def create_model(name, pretrained=False, **more):
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.create_model", create_model)
+    assert main(["embed", "test_vit", str(mixed), "--out", str(tmp_path / "e.npz")]) == 2
+    error = capsys.readouterr().err
+    assert "timm could not fetch weights for test_vit (no network); without a network, give a weights file, or random" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_the_verbs_end_in_one_sentence(tuned, mixed, tmp_path, make_exported, monkeypatch, capsys):

@@ -70,25 +70,26 @@ def weights_of(path: str | Path) -> Path:
     return place
 
 
-def load_or_create(name: str, *, weights: str = "random", image_size: int | None = None, device: str | torch.device = "cpu") -> Any:
+def load_or_create(name: str, *, weights: str | None = None, image_size: int | None = None, device: str | torch.device = "cpu") -> Any:
     """As `load`; or, for what is no path, the backbone that timm knows by this name.
 
     Args:
         name: a path that `load` takes, or timm's name of a backbone.
-        weights: of a backbone by name: `random`, `timm`, a file, a run or an exported folder.
+        weights: of a backbone by name: `timm` (as None: fetched), `random`, a file, a run or an exported folder.
         image_size: pixels of a backbone by name; None takes timm's.
 
     Raises:
-        UserError: if it is neither, or `weights` or `image_size` are given for a path.
+        UserError: if it is neither, `weights` or `image_size` are given for a path, or timm's weights cannot be fetched.
     """
     if Path(name).exists():
-        if weights != "random" or image_size is not None:
-            option = "--weights" if weights != "random" else "--image-size"
+        if weights is not None or image_size is not None:
+            option = "--weights" if weights is not None else "--image-size"
             raise UserError(f"embed: {option} is for backbones by name, and {name} has weights and a size of its own; leave it out")
         return load(name, device=device)
     if backbones.check_name(name):
         known = near(name, sorted(p.name for p in Path(name).parent.glob("*"))) if Path(name).parent.is_dir() else ""
         raise UserError(f"embed: {name} is no run, folder or file here{known}, and {backbones.check_name(name)}")
+    weights = weights or "timm"  # as `probe` does: an embedding by weights that nobody trained is no one's first wish
     network = backbones.create(name, image_size=image_size, pretrained=weights == "timm")
     cfg: Any = network.pretrained_cfg
     spec = backbones.spec_of(network)

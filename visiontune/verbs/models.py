@@ -113,15 +113,15 @@ def embed(argv: list[str]) -> int:
     parser.add_argument("model", metavar="RUN or BACKBONE", help="a run, an exported folder or file, or timm's name of a backbone")
     _add_pictures(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="FILE.npz (paths, embeddings), FILE.parquet or FILE.csv")
-    parser.add_argument("--weights", default="random", help="of a backbone by name: random, timm, a file, a run (default: random)")
+    parser.add_argument("--weights", metavar="WEIGHTS", help="of a backbone by name: timm (default, fetched), random, a file or a run")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="for a backbone by name (default: timm's)")
     args = parser.parse_args(argv)
     from visiontune.errors import counted
     from visiontune.predict import check_format, from_words, load_or_create, write_embeddings
 
     check_format(Path(args.out))
+    sources, told = from_words(args.paths, key="embed"), _Told()  # before weights are fetched
     model = load_or_create(args.model, weights=args.weights, image_size=args.image_size, device=_device(args.device, args.model))
-    sources, told = from_words(args.paths, key="embed"), _Told()
     found = model.embeddings(sources, batch_size=args.batch_size, workers=args.workers)
     count, width = write_embeddings(_watched(found, sources.total), Path(args.out), on_broken=told)
     print(f"{counted(count, 'embedding', ',')} of {width} numbers in {args.out}{told}")
