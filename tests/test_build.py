@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from timm.layers import SyncBatchNormAct
@@ -12,6 +13,7 @@ from timm.layers import SyncBatchNormAct
 from tests.conftest import ROOT
 from visiontune import SimCLR, backbones, build
 from visiontune.build.tuning import fill_tuning
+from visiontune.data.table import PictureTable
 from visiontune.errors import UserError
 from visiontune.export import save_timm_folder
 from visiontune.recipe import parse_recipe
@@ -21,9 +23,15 @@ CLASSIFY = {k: v for k, v in PRETRAIN.items() if k != "method"} | {"task": "clas
 CLASSIFY["data"] = {"train": "sample:digits/train", "val": "sample:digits/test"}
 
 
-def derived(pictures, raw=PRETRAIN, **changes):
+def table(pictures, targets=None):
+    """So many pictures, without their names."""
+    offsets = np.zeros(pictures + 1, dtype=np.int64)
+    return PictureTable("/photos", np.empty(0, np.uint8), offsets, None, ("a", "b", "c"), targets=targets)
+
+
+def derived(pictures, raw=PRETRAIN, targets=None, **changes):
     """A recipe and its notes, derived for this many pictures."""
-    tables = build.Tables(train=range(pictures), val=None, probe=None, notes=[])
+    tables = build.Tables(train=table(pictures, targets), val=None, probe=None, notes=[])
     return build.derive(parse_recipe(raw | changes).single, tables, processes=1)
 
 
@@ -51,6 +59,13 @@ def test_what_fine_tuning_leaves_open_follows_from_weights_and_pictures_and_is_t
     recipe, notes = derived(3_000, CLASSIFY | vit)
     assert (recipe.optim.layer_decay, recipe.optim.lr) == (0.75, 5e-4)
     assert any("layer decay 0.75" in n for n in notes)
+
+
+def test_several_labels_a_picture_are_smoothed_only_where_the_recipe_says_so():
+    for head, smoothing in (({}, 0.0), ({"label_smoothing": 0.2}, 0.2)):
+        recipe, notes = derived(1_000, CLASSIFY | ON_CPU, targets=np.zeros((1_000, 3), dtype=np.uint8), head=head)
+        assert (recipe.epochs, recipe.head.label_smoothing) == (80, smoothing)
+        assert not any(n.startswith("label smoothing") for n in notes)
 
 
 def test_a_cpu_tunes_for_fewer_passes_and_says_so():

@@ -32,7 +32,8 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         notes += fill_detection(found, len(tables.train), on_cpu=on_cpu(found.trainer.accelerator))
         box_view(found)
     else:
-        notes += fill_tuning(found, len(tables.train), on_cpu=on_cpu(found.trainer.accelerator))
+        several = tables.train.targets is not None
+        notes += fill_tuning(found, len(tables.train), several=several, on_cpu=on_cpu(found.trainer.accelerator))
     if o.name is None or o.name == own["name"]:
         end = own.get("weight_decay_end")
         if end is not None and o.weight_decay_end is None and o.weight_decay in (None, own["weight_decay"]):

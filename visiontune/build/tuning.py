@@ -24,12 +24,13 @@ SMOOTHED_FROM = 10  # epochs; five were better without it (benchmarks/tune_budge
 BIT_SMALL = 20_000  # pictures, below which BiT-HyperRule does not mix
 
 
-def fill_tuning(recipe: ClassifyRecipe, pictures: int, *, on_cpu: bool = False) -> list[str]:
+def fill_tuning(recipe: ClassifyRecipe, pictures: int, *, several: bool = False, on_cpu: bool = False) -> list[str]:
     """Fill in, in place, epochs and how to train them; in words what was decided and why.
 
     Args:
         recipe: with the backbone that its weights tell.
         pictures: to train on.
+        several: whether they may have several labels.
         on_cpu: whether a CPU trains.
     """
     notes: list[str] = []
@@ -58,7 +59,9 @@ def fill_tuning(recipe: ClassifyRecipe, pictures: int, *, on_cpu: bool = False) 
             notes.append(
                 "learning rate 0.0005: likewise, there for a batch of 256; not scaled here, for small batches are many steps (ours)"
             )
-    if "label_smoothing" not in head.model_fields_set and recipe.epochs >= SMOOTHED_FROM:
+    # Of several labels each is a yes or no of its own. The sources smooth one label over the classes; a no that becomes 0.05 for each of
+    # them would ask for a score far above how rarely most labels are there.
+    if "label_smoothing" not in head.model_fields_set and recipe.epochs >= SMOOTHED_FROM and not several:
         head.label_smoothing = 0.1
         notes.append(f"label smoothing 0.1: {SMOOTHED_FROM} passes or more, as timm's and MAE's fine-tuning (arXiv 2111.06377, table 9)")
     if "mixup" not in head.model_fields_set and pictures > BIT_SMALL:
