@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
@@ -213,6 +214,27 @@ def test_each_data_has_a_folder_of_its_own_and_the_same_one_again(tmp_path, monk
     (tmp_path / "run/evaluate/b_test/result.json").unlink()  # it broke off
     assert evaluated("x/b/test") == "test"
     assert evaluated("y/b/test") == "b_test"
+
+
+def test_weights_that_diverged_are_told_and_no_number_is_made_up(run, tmp_path, capsys):
+    shutil.copytree(run / "weights" / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    weights["head.fc.bias"][0] = float("nan")
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    assert verbs(["evaluate", str(tmp_path / "model"), str(run.parent / "val"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'model'}: the scores of 16 pictures of 16 are not finite numbers, so every number over pictures is n/a" in said
+    assert re.search(r"top-1 accuracy +n/a", said)
+    result = json.loads((tmp_path / "out" / "result.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    numbers = ("top1", "balanced_accuracy", "macro_f1", "auroc", "ece", "ece_scaled", "cross_entropy")
+    assert [result[k] for k in numbers] == [None] * len(numbers)
+    assert {(r["label"], r["score"]) for r in rows_of(tmp_path / "out" / "predictions.csv")} == {("", "nan")}
+    assert "top-1 accuracy n/a" in (tmp_path / "out" / "report.html").read_text()
+    assert verbs(["predict", str(tmp_path / "model"), str(run.parent / "val")]) == 1
+    told = capsys.readouterr()
+    assert told.out == "path,label,score\n"
+    assert told.err.count("(what the network makes of it is not finite)") == 16
 
 
 def test_mirror_images_are_averaged_as_scores_at_the_temperature(run, pictures):

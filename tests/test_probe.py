@@ -94,6 +94,18 @@ def test_a_broken_picture_is_left_out_and_told(tmp_path, pictures, capsys):
     assert "47" in said.splitlines()[-2]
 
 
+def test_weights_that_diverged_have_no_score(tmp_path, pictures, capsys):
+    import timm
+
+    model = timm.create_model("test_resnet", num_classes=0)
+    with torch.no_grad():
+        model.conv1[0].weight[0] = float("nan")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    words = ["probe", "test_resnet", str(pictures / "train"), "--weights", str(tmp_path / "w.pt"), "--at", "32"]
+    assert main(words) == 2
+    assert "error: probe: the embeddings of 38 of 38 pictures are not finite; its weights diverged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

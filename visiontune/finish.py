@@ -134,6 +134,8 @@ def measure_kept(module: Module, run: Run, data: PictureData, device: torch.devi
     module.cpu()
     data.broken.note(found.broken)
     found = replace(found, answers=fitted(found.answers))
+    if found.answers.words_on_lost:
+        run.say(f"warning: {found.answers.words_on_lost}; lower optim.lr, or take trainer.precision=32-true")
     scores = write(found, run.folder)
     scores |= {"val_loss": scores.pop("cross_entropy"), "val_pictures": found.answers.N}
     if found.answers.labels == "single" and (pairs := pair_words(confusions(found.answers), found.names)):
@@ -240,7 +242,7 @@ def result_of(
         "peak_memory_bytes": memory,
         "parameters": sum(p.numel() for p in module.backbone.parameters()),
     }
-    return result
+    return {k: None if v != v else v for k, v in result.items()}  # JSON has no nan
 
 
 def _origin(path: str) -> str:

@@ -155,6 +155,9 @@ class Embeddings:
         folder = cache_folder() / "embeddings"
         x, pictures, where = cached(folder, f"{self.key} {pictures_key(table)}", make, fresh=self.fresh)
         self.say(f"embeddings of {counted(len(x), 'picture', ',')}: {where}")
+        if not x.isfinite().all():
+            some_lost = f"of {int((~x.isfinite().all(dim=1)).sum())} of {counted(len(x), 'picture', ',')}"
+            raise UserError(f"probe: the embeddings {some_lost} are not finite; its weights diverged, give those of another run")
         if len(x) < len(table):
             self.say(f"left out: {counted(len(table) - len(x), 'picture')} of {table.root} that cannot be read")
         assert table.labels is not None

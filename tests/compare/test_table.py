@@ -101,6 +101,17 @@ def test_the_same_difference_with_each_seed_is_shown_without_a_test(plan, tmp_pa
     assert cells[:7] == ["mae", "1 %", "the same difference with each seed, no test", "+10.0", "n/a", "n/a", "3"]
 
 
+def test_a_run_without_a_number_is_one_that_failed(plan):
+    found = outcomes(plan)
+    found["mae/1/seed_0"].result["top1_last"] = None
+    del found["mae/1/seed_1"].result["top1"], found["mae/1/seed_1"].result["top1_last"]
+    rows = table.rows_of(plan, found, {})
+    assert table.failures(rows) == [
+        "mae/1/seed_0, mae/1/seed_1: its top-1 accuracy is not a number, see its log; a lower optim.lr may help"
+    ]
+    assert table.summarise(plan, rows).points["mae", "1 %"].scores == {2: 0.29}
+
+
 def test_only_whole_pairs_are_compared_and_one_seed_has_no_test(plan):
     found = outcomes(plan)
     found["random/1/seed_0"] = found["random/1/seed_1"] = Outcome(1, reason="broken")

@@ -55,6 +55,29 @@ def test_rows_of_classes_are_scikit_learns_and_absent_ones_are_of_nothing():
         assert np.isnan(row.threshold)
 
 
+@pytest.mark.parametrize("make", [single, multi])
+def test_no_number_is_made_of_scores_that_are_none(make):
+    good = make()
+    logits = good.logits.clone()
+    logits[5] = float("nan")
+    answers = c.Answers(logits, good.truth)
+    assert answers.words_on_lost.startswith(f"the scores of 1 picture of {len(logits)} are not finite numbers")
+    assert good.words_on_lost == ""
+    assert c.fitted(answers) is answers
+    rows = c.class_results(answers)
+    assert np.isnan([[row.precision, row.recall, row.f1, row.ap, row.auroc] for row in rows]).all()
+    found = c.results(answers, rows)
+    assert {k for k, v in found.items() if not np.isnan(v)} <= {"temperature"}
+    assert np.isnan(c.calibration(answers).error)
+    for right in (True, False):
+        cases = c.certain_cases(answers, right=right, most=1000)
+        assert 5 not in [case.picture for case in cases]
+        assert cases
+    if answers.labels == "single":
+        assert sum(cell.pictures for cell in c.confusions(answers)) == len(logits) - 1
+        assert sum(row.said for row in rows) == len(logits) - 1
+
+
 def test_several_labels_a_picture_are_measured_at_one_half_and_at_the_thresholds():
     answers = c.fitted(multi())
     rows = c.class_results(answers)

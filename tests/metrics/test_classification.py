@@ -5,7 +5,7 @@ import torch
 import torchmetrics
 
 from visiontune.errors import UserError
-from visiontune.metrics import classification_metrics, log_odds
+from visiontune.metrics import Mean, classification_metrics, log_odds
 
 
 def scores(pictures=400, classes=7, absent=(), scale=2.0, seed=0):
@@ -114,13 +114,25 @@ def test_half_precision_logits_are_measured_in_full():
     assert measured(logits.bfloat16(), labels) == pytest.approx(measured(logits.bfloat16().float(), labels), abs=1e-6)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_network_that_diverged_is_measured_without_a_crash(value):
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("value", "single", "multi"), [("nan", True, True), ("inf", True, False), ("-inf", False, False)])
+def test_no_number_is_made_of_scores_that_are_none(value, single, multi, parts):
+    """Of one label the softmax of an infinite logit is nan, of several its sigmoid is 1; -inf is a score of 0."""
     logits, labels = scores(pictures=20)
-    logits[3, 2] = value
-    assert np.isnan(measured(logits, labels)["ece"])
-    several = measured(logits, torch.nn.functional.one_hot(labels, 7), labels="multi")
-    assert 0 <= several["auroc"] <= 1
+    logits[3, 2] = float(value)
+    found = measured(logits, labels, parts=parts)
+    assert {name: np.isnan(v) for name, v in found.items()} == dict.fromkeys(found, single)
+    found = measured(logits, torch.nn.functional.one_hot(labels, 7), labels="multi", parts=parts)
+    assert {name: np.isnan(v) for name, v in found.items()} == dict.fromkeys(found, multi)
+
+
+def test_the_mean_of_a_loss_is_over_pictures_and_nan_where_one_is():
+    mean = Mean()
+    for value, pictures in ((1.0, 3), (5.0, 1)):
+        mean.update(torch.tensor(value), pictures)
+    assert mean.compute().item() == 2.0
+    mean.update(torch.tensor(float("nan")), 4)
+    assert mean.compute().isnan()
 
 
 def test_unknown_labels_are_refused():

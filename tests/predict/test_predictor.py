@@ -12,6 +12,7 @@ from tests.predict.conftest import NAMES
 from visiontune.errors import UserError
 from visiontune.predict import load
 from visiontune.predict.ahead import read_ahead
+from visiontune.predict.predictor import NOT_FINITE
 
 BROKEN = ("00.png", "07.png", "20.png")
 
@@ -32,6 +33,22 @@ def test_order_is_kept_and_broken_pictures_are_told_in_their_place(tuned, mixed,
         alone = torch.softmax(model(model.read(p.path)[None]), dim=1)[0].detach()
         assert p.label == NAMES[int(alone.argmax())]
         assert p.score == pytest.approx(float(alone.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"labels": "multi", "thresholds": [0.5] * 4}])
+def test_a_picture_of_which_the_network_makes_no_number_is_told_in_its_place(make_exported, mixed, more):
+    model = load(make_exported(**more))
+    files, plain = sorted(mixed.iterdir())[1:4], model.network.forward
+
+    def forward(images):
+        return plain(images).index_fill(0, torch.tensor([1]), float("nan"))
+
+    model.network.forward = forward
+    assert [p.broken for p in model.predict(files)] == ["", NOT_FINITE, ""]
+    assert [p.label == "" for p in model.predict(files, top=1)] == [False, True, False]
+    model.network.forward = plain
+    model.embed = lambda images: torch.tensor([[1.0, 2.0], [3.0, float("inf")], [5.0, 6.0]])
+    assert [(e.broken, e.vector.tolist()) for e in model.embeddings(files)] == [("", [1, 2]), (NOT_FINITE, []), ("", [5, 6])]
 
 
 def test_a_folder_shards_and_files_give_the_same_scores(tuned, pictures, tmp_path):

@@ -14,10 +14,12 @@ def test_scores_are_told_with_their_time_and_the_error_of_counting():
     assert score_rows(result) == [
         ["top-1 accuracy", "90.00 ± 3.00 %"],
         ["top-1 accuracy (last epoch)", "80.00 %"],
+        ["macro F1", "n/a"],
         ["k-NN top-1 (before training)", "25.00 %"],
         ["temperature", "1.5000"],
     ]
     assert headlines(result) == ["top-1 accuracy 90.0 %", "top-1 accuracy (last epoch) 80.0 %", "k-NN top-1 (before training) 25.0 %"]
+    assert headlines({"top1": None}) == ["top-1 accuracy n/a"]
 
 
 def test_a_stage_is_judged_by_its_classifier_before_its_probe():

@@ -128,6 +128,9 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.latest |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
         score = self.latest.get(self.monitor) if self.monitor else None
+        if score is not None and math.isnan(score):
+            done = trainer.global_step // self.steps_per_epoch
+            self.say(f"warning: {self.monitor} after epoch {done} is not a number (scores are not finite, or there is nothing to count)")
         if score is not None and self._is_better(score):
             self.best, self.best_step = score, trainer.global_step
             self.best_metrics = {k: v for k, v in self.latest.items() if k.startswith("val/")}

@@ -65,6 +65,9 @@ class Probe(L.Callback):
         with trainer.precision_plugin.forward_context():
             x, y = embed_all(module, self.train(), self.on_broken)
             z, truth = embed_all(module, self.val(), self.on_broken)
+        if not (x.isfinite().all() and z.isfinite().all()):
+            self.say(f"warning: probe {when}: the embeddings are not finite, so there is no score")
+            return {}
         knn = float((knn_predict(x, y, z) == truth).float().mean())
         linear = linear_probe(x, y, z, truth, seed=self.seed)
         self.say(f"probe {when}: k-NN {100 * knn:.1f} %, linear {100 * linear.top1:.1f} % of {counted(len(truth), 'picture')}")

@@ -170,5 +170,6 @@ class Watch:
         rate = (time.monotonic() - self.began) / self.steps
         left = clock(rate * sum(cells[n].steps for n in self.todo))
         about = f"; about {left} left for {counted(len(self.todo), 'run')}" if self.todo else ""
-        value = table.score(outcome.result, self.plan.metric)[0]
-        self.say(f"    {name}: {table.told(self.plan.metric)} {100 * value:.1f} %, {clock(outcome.result['seconds'])}{about}")
+        scored = table.score(outcome.result, self.plan.metric)
+        value = f"{100 * scored[0]:.1f} %" if scored else "n/a"
+        self.say(f"    {name}: {table.told(self.plan.metric)} {value}, {clock(outcome.result['seconds'])}{about}")

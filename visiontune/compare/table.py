@@ -29,10 +29,14 @@ def told(metric: str) -> str:
     return METRICS.get(metric, metric)
 
 
-def score(result: dict[str, Any], metric: str) -> tuple[float, float]:
-    """Of the last epoch, which is what runs are compared by, and of the best: that one was chosen on the pictures that it is judged on."""
-    best = float(result[metric])
-    return float(result.get(f"{metric}_last", best)), best
+def score(result: dict[str, Any], metric: str) -> tuple[float, float] | None:
+    """Of the last epoch, which is what runs are compared by, and of the best: that one was chosen on the pictures that it is judged on.
+
+    None where one of them is not a number.
+    """
+    best = result.get(metric)
+    last = result.get(f"{metric}_last", best)
+    return None if best is None or last is None else (float(last), float(best))
 
 
 def rows_of(plan: Plan, outcomes: dict[str, Outcome], unfit: dict[str, str]) -> list[dict[str, Any]]:
@@ -45,9 +49,10 @@ def rows_of(plan: Plan, outcomes: dict[str, Outcome], unfit: dict[str, str]) -> 
             row |= {"status": FAILED, "reason": unfit[cell.weights]} if cell.weights in unfit else {"status": WAITING, "reason": ""}
         elif outcome.status:
             row |= {"status": FAILED, "reason": outcome.reason}
+        elif (scored := score(result := outcome.result, plan.metric)) is None:
+            row |= {"status": FAILED, "reason": f"its {told(plan.metric)} is not a number, see its log; a lower optim.lr may help"}
         else:
-            result = outcome.result
-            last, best = score(result, plan.metric)
+            last, best = scored
             row |= {"status": FINISHED, plan.metric: round(last, 6), f"{plan.metric}_best": round(best, 6)}
             row |= {"val_pictures": result.get("val_pictures"), "steps": cell.steps, "seconds": result["seconds"]}
             row |= {"images_seen": result["images_seen"]}
@@ -192,8 +197,8 @@ def _sentences(plan: Plan, points: dict[tuple[str, str], Point]) -> list[str]:
             assert p.against is not None
             gain = f"{100 * p.against.difference:+.1f} points"
             if not p.against.tested:
-                seeds = "by one seed: no test" if p.against.n == 1 else f"with each of {p.against.n} seeds: no spread to test by"
-                parts.append(f"{gain} at {p.labels}, {seeds}")
+                why = "by one seed: no test" if p.against.n == 1 else f"with each of {p.against.n} seeds: no spread to test by"
+                parts.append(f"{gain} at {p.labels}, {why}")
                 continue
             tests += 1
             interval = f"95 % interval {interval_text(p.against)}"

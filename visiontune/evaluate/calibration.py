@@ -45,7 +45,7 @@ def reliability(scores: np.ndarray, right: np.ndarray, *, bins: int = BINS) -> R
         right: whether what was said with that score is true, `(N,)`.
         bins: number of them; each holds its upper edge, as in the paper.
     """
-    place = np.clip(np.ceil(scores * bins).astype(int) - 1, 0, bins - 1)
+    place = np.clip(np.ceil(np.nan_to_num(scores) * bins).astype(int) - 1, 0, bins - 1)  # nan is no index; it stays in the sums
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         sums = (np.bincount(place, weights=np.asarray(w, dtype=np.float64), minlength=bins) for w in (scores, right))
@@ -112,16 +112,16 @@ class Cuts:
 
     @property
     def average_precision(self) -> float:
-        """Precision, averaged over the steps of recall (scikit-learn's definition); nan without positives."""
-        if not self.positives:
+        """Precision, averaged over the steps of recall (scikit-learn's definition); nan without positives, and where a score is nan."""
+        if not self.positives or np.isnan(self.scores[-1]):  # nan sorts last
             return float("nan")
         return float((np.diff(self.right, prepend=0) / self.positives * self.right / self.said).sum())
 
     @property
     def auroc(self) -> float:
-        """Probability that a picture of the class scores higher than another one; nan where there is none of either."""
+        """Probability that a picture of the class scores higher than another one; nan where there is none of either, or a score is nan."""
         negatives = self.total - self.positives
-        if not self.positives or not negatives:
+        if not self.positives or not negatives or np.isnan(self.scores[-1]):
             return float("nan")
         wrong = self.said - self.right
         middle = (self.right + np.append(0, self.right[:-1])) / 2  # equal scores count half
@@ -129,8 +129,8 @@ class Cuts:
 
     @property
     def best_threshold(self) -> float:
-        """From which score on to say yes for the highest F1, halfway to the next lower score; 0.5 without positives."""
-        if not self.positives:
+        """From which score on to say yes for the highest F1, halfway to the next lower score; 0.5 where no F1 can be told."""
+        if not self.positives or np.isnan(self.scores[-1]):
             return 0.5
         best = int(np.argmax(2 * self.right / (self.said + self.positives)))
         below = self.scores[best + 1] if best + 1 < len(self.scores) else 0.0

@@ -1,6 +1,7 @@
 """How good a classifier's answers are, from its logits of all pictures: numbers, classes, confusions, mistakes.
 
-N pictures, K classes. A class that no picture has is left out of every mean, and nan by itself.
+N pictures, K classes. A class that no picture has is left out of every mean, and nan by itself. Where pictures have scores that are not
+numbers, all numbers are nan: `Answers.lost` says which those are.
 """
 
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from visiontune.errors import counted
 from visiontune.evaluate.calibration import Cuts, Reliability, reliability
-from visiontune.metrics import Labels, classification_metrics, log_odds
+from visiontune.metrics import Labels, classification_metrics, log_odds, lost
 
 CHUNK = 4096  # pictures looked at together, to bound memory
 
@@ -44,6 +46,18 @@ class Answers:
     @property
     def K(self) -> int:
         return self.logits.shape[1]
+
+    @cached_property
+    def lost(self) -> np.ndarray:
+        """Pictures whose scores are not numbers, `(N,)` bool."""
+        return torch.cat([lost(x, multi=self.truth.ndim == 2) for x in self.logits.split(CHUNK)]).numpy()
+
+    @property
+    def words_on_lost(self) -> str:
+        """How many there are and what that means; empty where there are none."""
+        if not (count := int(self.lost.sum())):
+            return ""
+        return f"the scores of {counted(count, 'picture', ',')} of {self.N:,} are not finite numbers, so every number over pictures is n/a"
 
     @cached_property
     def label(self) -> np.ndarray:
@@ -83,7 +97,7 @@ class Answers:
 
     def says(self, k: int) -> np.ndarray:
         """For which pictures class `k` is said, `(N,)` bool."""
-        return self.label == k if self.truth.ndim == 1 else self.said[:, k]
+        return (self.label == k) & ~self.lost if self.truth.ndim == 1 else self.said[:, k]
 
 
 @dataclass(frozen=True)
@@ -112,8 +126,8 @@ class ClassResult:
 
 
 def class_results(answers: Answers) -> list[ClassResult]:
-    """Of each class; those without a picture are nan but for `said`."""
-    rows = []
+    """Of each class; those without a picture, and all where pictures have no scores, are nan but for `said`."""
+    rows, whole = [], not answers.lost.any()
     for k in range(answers.K):
         has, says = answers.has(k), answers.says(k)
         pictures, said, both = int(has.sum()), int(says.sum()), int((has & says).sum())
@@ -126,11 +140,11 @@ def class_results(answers: Answers) -> list[ClassResult]:
             ClassResult(
                 pictures=pictures,
                 said=said,
-                precision=both / said if pictures and said else nothing,
-                recall=both / pictures if pictures else nothing,
-                f1=2 * both / (pictures + said) if pictures else nothing,
-                ap=cuts.average_precision,
-                auroc=cuts.auroc,
+                precision=both / said if pictures and said and whole else nothing,
+                recall=both / pictures if pictures and whole else nothing,
+                f1=2 * both / (pictures + said) if pictures and whole else nothing,
+                ap=cuts.average_precision if whole else nothing,
+                auroc=cuts.auroc if whole else nothing,
                 threshold=threshold,
             )
         )
@@ -165,7 +179,7 @@ def results(answers: Answers, classes: list[ClassResult]) -> dict[str, float]:
         found["macro_ap"] = mean_of([c.ap for c in classes])
         both = sum(int((answers.has(k) & answers.says(k)).sum()) for k in range(answers.K))
         answered = sum(c.pictures + c.said for c in classes)
-        found["micro_f1_thresholds"] = 2 * both / answered if answered else float("nan")
+        found["micro_f1_thresholds"] = 2 * both / answered if answered and not answers.lost.any() else float("nan")
         found["macro_f1_thresholds"] = mean_of([c.f1 for c in classes])
     found["cross_entropy"] = loss / answers.N
     return found
@@ -206,7 +220,7 @@ def confusions(answers: Answers) -> list[Confusion]:
     """The confusion matrix without its zeros, by truth and label: of a thousand classes it has few cells that are not empty."""
     truth = answers.truth.numpy()
     of_class = np.bincount(truth, minlength=answers.K)
-    cells, counts = np.unique(truth * answers.K + answers.label, return_counts=True)
+    cells, counts = np.unique((truth * answers.K + answers.label)[~answers.lost], return_counts=True)
     found = []
     for cell, count in zip(cells.tolist(), counts.tolist(), strict=True):
         t, said = divmod(cell, answers.K)
@@ -250,7 +264,7 @@ def certain_cases(answers: Answers, *, right: bool, most: int, said: bool = True
     """
     if answers.labels == "single":
         label, score = answers.label, answers.score
-        wanted = (label == answers.truth.numpy()) == right
+        wanted = ((label == answers.truth.numpy()) == right) & ~answers.lost
         certainty = score
     else:
         fits = (answers.said == said) & ((answers.said == (answers.truth > 0).numpy()) == right)
@@ -263,9 +277,11 @@ def certain_cases(answers: Answers, *, right: bool, most: int, said: bool = True
 
 
 def fitted(answers: Answers) -> Answers:
-    """With the temperature, or the thresholds, that suit these pictures best."""
+    """With the temperature, or the thresholds, that suit these pictures best; as they are where pictures have no scores."""
     from visiontune.evaluate.calibration import best_thresholds, fit_temperature
 
+    if answers.lost.any():
+        return answers
     if answers.labels == "single":
         return replace(answers, temperature=fit_temperature(answers.logits, answers.truth))
     return replace(answers, thresholds=best_thresholds(answers.scores, answers.truth.numpy()))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-import torchmetrics
 from torch import Tensor, nn
 
 from visiontune.backbones import LoadReport
@@ -17,7 +16,7 @@ from visiontune.finetune import average, lora, parts
 from visiontune.finetune.mix import Mixing, erase
 from visiontune.finetune.ways import Way
 from visiontune.losses.labels import balanced_positive_weights, balanced_weights, label_loss, log_priors, multi_label_loss
-from visiontune.metrics import classification_metrics
+from visiontune.metrics import Mean, classification_metrics
 from visiontune.module import Module
 from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
 
@@ -111,7 +110,7 @@ class Classifier(Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.register_buffer("adjustment", adjustment, persistent=False)
         self.metrics = classification_metrics(num_classes, labels, prefix="val/")
-        self.val_loss = torchmetrics.MeanMetric()
+        self.val_loss = Mean()
 
     # ---------------------------------------------------------------- what is trained
 
@@ -219,7 +218,7 @@ class Classifier(Module):
             return
         logits = self.logits(images).float()
         plain = multi_label_loss if self.labels == "multi" else label_loss
-        self.val_loss.update(plain(logits, targets), weight=len(targets))
+        self.val_loss.update(plain(logits, targets), len(targets))
         self.metrics.update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:

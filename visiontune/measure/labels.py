@@ -118,6 +118,8 @@ def judge(
 def write(found: Judgement, folder: Path, predictions: Path | None = None) -> dict[str, Any]:
     """`predictions.csv`, `classes.csv`, `confusion.csv`, and in `pictures/` the matrix, mistakes and reliability; returns the numbers.
 
+    What is of nothing is None, and has no picture.
+
     Args:
         found: what is written about.
         folder: made if missing.
@@ -131,14 +133,17 @@ def write(found: Judgement, folder: Path, predictions: Path | None = None) -> di
     pictures = folder / "pictures"
     if cells:
         figures.confusion(cells, names, pictures / "confusion.png")
-    figures.cases(_shown(found), pictures / "mistakes.png")
+    shown = _shown(found)
+    if any(group for group, _ in shown.values()):
+        figures.cases(shown, pictures / "mistakes.png")
     panels = {"scores": judged.calibration(answers)}
     if answers.labels == "single":
         before = "as trained" if answers.temperature != 1 else "scores"
         panels = {before: judged.calibration(answers, temperature=1.0)}
         if answers.temperature != 1:
             panels[f"at temperature {answers.temperature:g}"] = judged.calibration(answers)
-    figures.reliability(panels, pictures / "reliability.png")
+    if not answers.lost.any():
+        figures.reliability(panels, pictures / "reliability.png")
     return {name: None if value != value else value for name, value in judged.results(answers, classes).items()}
 
 
@@ -245,6 +250,8 @@ def evaluate(
         "tta": tta,
     }
     result |= write(found, folder, Path(csv) if csv else None)
+    if found.answers.words_on_lost:
+        notes.append(f"{path}: {found.answers.words_on_lost}")
     absent = [name for name, count in zip(found.names, table.class_counts(), strict=True) if not count]
     if absent:
         notes.append(f"classes without a picture in {data}, left out of means: {some(absent, 10)}")

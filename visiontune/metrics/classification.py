@@ -1,7 +1,8 @@
 """What a classifier's scores are worth: one collection of metrics for training, evaluation and comparison alike.
 
 Everything is counted: states are sums of a size that does not grow with the pictures, over processes they add up, and an update never
-waits for the device. Classes that the truth does not hold are left out of means over classes instead of counting as 0.
+waits for the device. Classes that the truth does not hold are left out of means over classes instead of counting as 0. Where the scores of
+a picture are not numbers (a network that diverged, half precision that ran over), no answer can be read off them, and results are nan.
 
 B pictures, K classes, T bins.
 """
@@ -66,14 +67,57 @@ def groups_of(metrics: dict[str, Metric]) -> list[list[str]]:
     return list(groups.values())
 
 
-# ---------------------------------------------------------------- shares of right pictures
+def lost(logits: Tensor, *, multi: bool = False) -> Tensor:
+    """Which pictures have scores that are not numbers, `(B,)` bool, from logits `(B, K)`: their softmax, or for `multi` a sigmoid, is nan.
+
+    >>> lost(torch.tensor([[1.0, float("-inf")], [0.0, float("nan")], [float("inf"), 0.0]]))
+    tensor([False,  True,  True])
+    """
+    return logits.isnan().any(dim=1) if multi else ~logits.amax(dim=1).isfinite()
 
 
-class _Share(Metric):
-    """Right pictures over all pictures."""
+class _Counted(Metric):
+    """Sums over pictures, and how many of them have no scores."""
 
     full_state_update = False
     higher_is_better = True
+    lost: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("lost", torch.tensor(0), dist_reduce_fx="sum")
+
+    def told(self, value: Tensor) -> Tensor:
+        """The result, or nan if a picture had no scores."""
+        return value.masked_fill(self.lost > 0, float("nan"))
+
+
+class Mean(Metric):
+    """Mean over pictures of what is nan where it is: torchmetrics' own leaves that out, with a warning."""
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, pictures: int) -> None:
+        self.total += value * pictures
+        self.count += pictures
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+# ---------------------------------------------------------------- shares of right pictures
+
+
+class _Share(_Counted):
+    """Right pictures over all pictures."""
+
     right: Tensor
     count: Tensor
 
@@ -83,7 +127,7 @@ class _Share(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
-        return self.right / self.count
+        return self.told(self.right / self.count)
 
 
 class TopAccuracy(_Share):
@@ -96,6 +140,7 @@ class TopAccuracy(_Share):
     def update(self, logits: Tensor, labels: Tensor) -> None:
         self.right += (logits.topk(self.k, dim=1).indices == labels[:, None]).sum()
         self.count += len(labels)
+        self.lost += lost(logits).sum()
 
 
 class ExactMatch(_Share):
@@ -104,16 +149,15 @@ class ExactMatch(_Share):
     def update(self, logits: Tensor, targets: Tensor) -> None:
         self.right += ((logits > 0) == (targets > 0.5)).all(dim=1).sum()
         self.count += len(targets)
+        self.lost += lost(logits, multi=True).sum()
 
 
 # ---------------------------------------------------------------- counts of each class
 
 
-class _ClassCounts(Metric):
+class _ClassCounts(_Counted):
     """For each class how often it was true, said, and both."""
 
-    full_state_update = False
-    higher_is_better = True
     true: Tensor
     said: Tensor
     both: Tensor
@@ -125,6 +169,7 @@ class _ClassCounts(Metric):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, truth: Tensor) -> None:
+        self.lost += lost(logits, multi=self.multi).sum()
         if self.multi:
             said, true = logits > 0, truth > 0.5
             self.said += said.sum(dim=0)
@@ -143,7 +188,7 @@ class BalancedAccuracy(_ClassCounts):
 
     def compute(self) -> Tensor:
         there = self.true > 0
-        return (self.both[there] / self.true[there]).mean()
+        return self.told((self.both[there] / self.true[there]).mean())
 
 
 class F1(_ClassCounts):
@@ -156,23 +201,21 @@ class F1(_ClassCounts):
     def compute(self) -> Tensor:
         both, answers = self.both, self.true + self.said
         if self.micro:
-            return 2 * both.sum() / answers.sum()
+            return self.told(2 * both.sum() / answers.sum())
         there = self.true > 0
-        return (2 * both[there] / answers[there]).mean()
+        return self.told((2 * both[there] / answers[there]).mean())
 
 
 # ---------------------------------------------------------------- histograms of each class's scores
 
 
-class _Histograms(Metric):
+class _Histograms(_Counted):
     """For each class a histogram of its scores over the pictures that are of the class, and one over those that are not.
 
     Bins are of the log-odds squashed, so that they are as fine for one class of a thousand, whose scores are all near 0, as for one of
     two: up to 512 classes two scores share a bin if their log-odds differ by 0.004 near a half, 0.01 near a thousandth, 0.05 near 1e-9.
     """
 
-    full_state_update = False
-    higher_is_better = True
     positive: Tensor
     negative: Tensor
 
@@ -185,8 +228,9 @@ class _Histograms(Metric):
 
     def update(self, logits: Tensor, truth: Tensor) -> None:
         K = logits.shape[1]
+        self.lost += lost(logits, multi=self.multi).sum()
         odds = logits.float() if self.multi else log_odds(logits)
-        # A network that diverged is told of by its loss; here it must only not be an index.
+        # What is lost is counted; here it must only be an index.
         odds = odds.nan_to_num(nan=0.0, posinf=1e4, neginf=-1e4)
         squashed = 0.5 + 0.5 * odds / (8 + odds.abs())
         bins = (squashed * self.bins).long().clamp(max=self.bins - 1)  # (B, K)
@@ -203,14 +247,15 @@ class Auroc(_Histograms):
 
     def compute(self) -> Tensor:
         areas = areas_under_roc(self.positive, self.negative)
-        return areas.nanmean().float().to(self.positive.device)
+        return self.told(areas.nanmean().float().to(self.positive.device))
 
 
 class AveragePrecision(_Histograms):
     """Mean over classes of the area under the precision-recall curve, as a step function."""
 
     def compute(self) -> Tensor:
-        return average_precisions(self.positive, self.negative).nanmean().float().to(self.positive.device)
+        precisions = average_precisions(self.positive, self.negative)
+        return self.told(precisions.nanmean().float().to(self.positive.device))
 
 
 def areas_under_roc(positive: Tensor, negative: Tensor) -> Tensor:
@@ -239,7 +284,7 @@ def average_precisions(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """`(B, K)` -> `log(p / (1 - p))` of the softmax of each, finite also where `p` is 1 in fp32.
+    """`(B, K)` -> `log(p / (1 - p))` of the softmax of each, finite also where `p` is 1 in fp32; nan where `p` is.
 
     >>> log_odds(torch.tensor([[100.0, 0.0]]))
     tensor([[ 100., -100.]])
@@ -248,7 +293,7 @@ def log_odds(logits: Tensor) -> Tensor:
     odds = logp - torch.log1p(-logp.exp().clamp(max=0.75))  # right where p <= 1/2, which all but the largest are
     top = logp.argmax(dim=1, keepdim=True)
     rest = logp.scatter(1, top, float("-inf")).logsumexp(dim=1, keepdim=True)
-    return odds.scatter(1, top, logp.gather(1, top) - rest).nan_to_num(posinf=1e4, neginf=-1e4)
+    return odds.scatter(1, top, logp.gather(1, top) - rest).nan_to_num(nan=float("nan"), posinf=1e4, neginf=-1e4)
 
 
 # ---------------------------------------------------------------- calibration

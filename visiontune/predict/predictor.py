@@ -22,6 +22,7 @@ from visiontune.predict.ahead import read_ahead
 from visiontune.predict.sources import Paths, Source, Sources
 
 BATCH_SIZE = 64
+NOT_FINITE = "what the network makes of it is not finite"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Prediction:
         path: of the picture.
         labels: class names, the most likely first; none for a broken picture, and where no label of several reaches its threshold.
         scores: their probabilities.
-        broken: why the picture could not be read, or empty.
+        broken: why the picture could not be read, or has no finite scores; or empty.
     """
 
     path: str
@@ -58,7 +59,7 @@ class Embedding:
     Attributes:
         path: of the picture.
         vector: `(D,)` float32; empty for a broken picture.
-        broken: why the picture could not be read, or empty.
+        broken: why the picture could not be read, or has no finite embedding; or empty.
     """
 
     path: str
@@ -152,14 +153,19 @@ class Predictor:
 
     def _predict(self, sources: Sources, top: int | None, batch_size: int, workers: int | None, tta: bool) -> Iterator[Prediction]:
         for found, images in self._batches(sources, batch_size, workers):
-            chosen = iter(self._choose(self.scores(images, tta=tta), top) if len(images) else ())
+            scores = self.scores(images, tta=tta).cpu() if len(images) else torch.empty(0, len(self.class_names))
+            lost, chosen = iter(scores.isnan().any(dim=1).tolist()), self._choose(scores, top)
             for path, broken in found:
-                yield Prediction(path, broken=broken) if broken else Prediction(path, *next(chosen))
+                if broken:
+                    yield Prediction(path, broken=broken)
+                    continue
+                labels, values = next(chosen)
+                yield Prediction(path, broken=NOT_FINITE) if next(lost) else Prediction(path, labels, values)
 
     def _choose(self, scores: Tensor, top: int | None) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
-        """Names and scores for each row, the most likely first."""
+        """Names and scores for each row of `(B, K)`, the most likely first."""
         above = self.several and top is None
-        values, indices = scores.cpu().topk(scores.shape[1] if above else top or 1, dim=1)
+        values, indices = scores.topk(scores.shape[1] if above else top or 1, dim=1)
         kept = (values >= self.thresholds[indices]).sum(dim=1).tolist() if above else [values.shape[1]] * len(values)
         if above:  # thresholds differ: those that reach theirs need not be the first
             order = (values < self.thresholds[indices]).int().argsort(dim=1, stable=True)
@@ -176,7 +182,9 @@ class Predictor:
         for found, images in self._batches(sources, batch_size, workers):
             vectors = iter(self._vectors(images) if len(images) else ())
             for path, broken in found:
-                yield Embedding(path, nothing, broken) if broken else Embedding(path, next(vectors))
+                vector = nothing if broken else next(vectors)
+                lost = not np.isfinite(vector).all()
+                yield Embedding(path, nothing, broken or NOT_FINITE) if broken or lost else Embedding(path, vector)
 
     @torch.inference_mode()
     def _vectors(self, images: Tensor) -> np.ndarray:

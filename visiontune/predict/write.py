@@ -66,7 +66,7 @@ def write_embeddings(embeddings: Iterable[Embedding], out: Path, *, on_broken: O
     kept = _kept(embeddings, on_broken)
     first = next(kept, None)
     if first is None:
-        raise UserError("embed: no picture could be read, so there is nothing to write")
+        raise UserError("embed: no picture could be read, or has a finite embedding, so there is nothing to write")
     rows = _chain(first, kept)
     with whole_file(out) as part:
         count = {".npz": _npz, ".parquet": _parquet, ".csv": _csv}[out.suffix](rows, len(first.vector), part)

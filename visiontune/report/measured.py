@@ -44,7 +44,7 @@ def prediction_rows(answers: Answers, names: Sequence[str]) -> Iterable[tuple[st
     truth = answers.truth.numpy()
     if answers.labels == "single":
         for t, k, score in zip(truth.tolist(), answers.label.tolist(), answers.score.tolist(), strict=True):
-            yield names[t], names[k], f"{score:.4f}"
+            yield names[t], names[k] if score == score else "", f"{score:.4f}"
         return
     for has, said, scores in zip(truth > 0, answers.said, answers.scores, strict=True):
         yes = sorted(said.nonzero()[0].tolist(), key=lambda k: -scores[k])

@@ -27,16 +27,17 @@ HEADLINES = ("map", "map50", "top1", "balanced_accuracy", "macro_ap", "micro_f1_
 NOT_PERCENT = ("loss", "loss_baseline", "val_loss", "cross_entropy", "temperature", "threshold")
 
 
-def named(result: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """Key, name and value of every score and loss there is, in the order of `NAMES`."""
+def named(result: dict[str, Any]) -> list[tuple[str, str, float | None]]:
+    """Key, name and value of every score and loss there is, in the order of `NAMES`; None where it is of nothing."""
     times = {"": "", **{end: f" ({when})" for end, when in TIMES.items()}}
-    found = [(key + end, name + when, result.get(key + end)) for key, name in NAMES.items() for end, when in times.items()]
-    return [(key, name, value) for key, name, value in found if value is not None]
+    found = [(key + end, name + when) for key, name in NAMES.items() for end, when in times.items()]
+    return [(key, name, result[key]) for key, name in found if key in result]
 
 
 def headlines(result: dict[str, Any], *, digits: int = 1) -> list[str]:
     """The few numbers to sum a run up by, with their names."""
-    return [f"{name} {100 * value:.{digits}f} %" for key, name, value in named(result) if _plain(key) in HEADLINES]
+    shown = ((name, value) for key, name, value in named(result) if _plain(key) in HEADLINES)
+    return [f"{name} n/a" if value is None else f"{name} {100 * value:.{digits}f} %" for name, value in shown]
 
 
 def _plain(key: str) -> str:
@@ -61,6 +62,9 @@ def score_rows(result: dict[str, Any]) -> list[list[str]]:
     """Name and value of every score and loss there is."""
     rows, n = [], result.get("val_pictures", result.get("pictures"))
     for key, name, value in named(result):
+        if value is None:
+            rows.append([name, "n/a"])
+            continue
         error = f" ± {100 * standard_error(value, n):.2f}" if key == "top1" and n else ""
         rows.append([name, f"{value:.4f}" if _plain(key) in NOT_PERCENT else f"{100 * value:.2f}{error} %"])
     return rows

@@ -227,7 +227,7 @@ def compare_stages(results: dict[str, dict[str, Any]]) -> tuple[str, str]:
         told = f"{NAMES[score[0]]} {100 * score[1]:.1f} %" if score else ""
         rows.append([name, told, clock(r["seconds"]), f"{r['images_seen']:,}", f"{r['images_per_second']:.0f}"])
     table = text_table(rows, texts=2)
-    tuned = {n: r for n, r in results.items() if "top1" in r}
+    tuned = {n: r for n, r in results.items() if r.get("top1") is not None}
     scratch = [n for n, r in tuned.items() if "random weights" in r["what"]]
     sentences = []
     for name, r in tuned.items():
