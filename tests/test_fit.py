@@ -16,6 +16,7 @@ import yaml
 
 import visiontune
 from tests.conftest import JOINT, ROOT, run_command
+from visiontune.callbacks.metrics import read_metrics
 from visiontune.fit import main
 
 
@@ -355,6 +356,10 @@ def test_two_processes_train_what_one_does(tmp_path, recipes):
         assert torch.allclose(v.float(), two["state_dict"][k].float(), atol=1e-5), k
     scores = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
     assert scores[0]["images_seen"] == scores[1]["images_seen"]
+    assert "sync_dist" not in done.stderr  # what is logged is of both processes
+    for ours, theirs in zip(*(read_metrics(tmp_path / n / "metrics.csv") for n in ("one", "two")), strict=True):
+        for name in ours.keys() - {"seconds"}:
+            assert float(theirs[name] or -1) == pytest.approx(float(ours[name] or -1), abs=1e-4), name
 
 
 @pytest.mark.parametrize("kind", [*MASKED, "byol", "dinov2"])

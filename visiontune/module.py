@@ -5,7 +5,7 @@ B pictures, V views, C channels, D width.
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from visiontune import backbones, optim
 from visiontune.backbones.visible import is_prepared
 from visiontune.errors import UserError
+from visiontune.metrics import Agreed
 from visiontune.ranges import check_options
 from visiontune.teacher import Teacher
 
@@ -359,7 +360,8 @@ class Module(L.LightningModule):
     def record(self, **values: Tensor) -> None:
         """Add to training metrics; their means since the last report are logged every `log_every_n_steps`, in one transfer.
 
-        A loss that is not finite ends the run at the next report: training on would only spend time.
+        They are means over all processes. A loss that is not finite ends the run at the next report, in all of them alike: training on
+        would only spend time.
         """
         for name, value in values.items():
             value = value.detach().float()
@@ -368,8 +370,8 @@ class Module(L.LightningModule):
         trainer: Any = self._trainer
         if trainer is None or (trainer.global_step + 1) % trainer.log_every_n_steps or self._summed % trainer.accumulate_grad_batches:
             return
-        means = (torch.stack(list(self._sums.values())) / self._summed).tolist()
-        report = dict(zip(self._sums, means, strict=True))
+        means = trainer.strategy.reduce(torch.stack(list(self._sums.values())) / self._summed, reduce_op="mean")
+        report = dict(zip(self._sums, means.tolist(), strict=True))
         self._sums, self._summed = {}, 0
         if not all(abs(v) < float("inf") for v in report.values()):
             raise UserError(
@@ -377,6 +379,11 @@ class Module(L.LightningModule):
                 "or take trainer.precision=32-true"
             )
         self.log_dict({f"train/{k}": v for k, v in report.items()}, prog_bar=True)
+
+    def log_agreed(self, values: Mapping[str, Tensor]) -> None:
+        """Log what `compute` of a metric gave at an epoch's end: the same in every process, so nothing is reduced again."""
+        for name, value in values.items():
+            self.log(name, Agreed(value), prog_bar=True, metric_attribute=name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = {"sums": self._sums, "summed": self._summed}

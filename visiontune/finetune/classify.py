@@ -222,7 +222,7 @@ class Classifier(Module):
         self.metrics.update(logits, targets)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.metrics.compute() | {"val/loss": self.val_loss.compute()}, prog_bar=True)
+        self.log_agreed(self.metrics.compute() | {"val/loss": self.val_loss.compute()})
         self.metrics.reset()
         self.val_loss.reset()
 

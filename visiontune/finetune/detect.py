@@ -211,7 +211,7 @@ class Detector(Module):
         if self.metric is None:
             return
         values = self.metric.compute()
-        self.log_dict({f"val/{name}": values[name] for name in MONITORS}, prog_bar=True)
+        self.log_agreed({f"val/{name}": values[name] for name in MONITORS})
         self.metric.reset()
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Boxes]:

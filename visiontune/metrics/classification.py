@@ -112,6 +112,27 @@ class Mean(Metric):
         return self.total / self.count
 
 
+class Agreed(Metric):
+    """A number that every process has already, to be logged as it is: what `compute` of a metric gives has been added up over processes.
+
+    A bare tensor Lightning wants to reduce once more (`sync_dist`), which costs a round for each name, and warns where it may not.
+    """
+
+    full_state_update = False
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__(sync_on_compute=False)
+        self.add_state("value", torch.full_like(value, float("nan")))
+        self.update(value)
+
+    def update(self, value: Tensor) -> None:
+        self.value = value
+
+    def compute(self) -> Tensor:
+        return self.value
+
+
 # ---------------------------------------------------------------- shares of right pictures
 
 
