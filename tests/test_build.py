@@ -61,6 +61,13 @@ def test_what_fine_tuning_leaves_open_follows_from_weights_and_pictures_and_is_t
     assert any("layer decay 0.75" in n for n in notes)
 
 
+def test_a_short_run_logs_often_enough_for_a_curve_unless_the_recipe_says_how_often():
+    assert derived(640, CLASSIFY, epochs=3)[0].trainer.log_every_n_steps == 1
+    assert derived(6_400, CLASSIFY, epochs=1)[0].trainer.log_every_n_steps == 5
+    assert derived(64_000, CLASSIFY, epochs=1)[0].trainer.log_every_n_steps == 10
+    assert derived(640, CLASSIFY, epochs=3, trainer={"log_every_n_steps": 10})[0].trainer.log_every_n_steps == 10
+
+
 def test_several_labels_a_picture_are_smoothed_only_where_the_recipe_says_so():
     for head, smoothing in (({}, 0.0), ({"label_smoothing": 0.2}, 0.2)):
         recipe, notes = derived(1_000, CLASSIFY | ON_CPU, targets=np.zeros((1_000, 3), dtype=np.uint8), head=head)

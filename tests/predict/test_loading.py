@@ -79,6 +79,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path, tuned, mixed, monkeypatch):
     (tmp_path / "w.pt").write_bytes(b"x")
     for path, message in (
         ("flower", "load: flower is not there; did you mean 'flowers'?; give a finished run"),
+        ("half/x", "load: half/x is not there; half holds recipe.yaml; give a finished run"),
         ("flowers", "holds no recipe.yaml, and no config.json with model.safetensors"),
         ("half", "the run half is not finished, and has no backbone; python -m visiontune.fit --resume half"),
         ("w.pt", "does not tell which network it is of"),

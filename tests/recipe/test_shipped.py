@@ -7,6 +7,8 @@ import timm
 
 from tests.data.detection.sets import write_set
 from visiontune import backbones, build
+from visiontune.__main__ import main as verbs
+from visiontune.errors import UserError
 from visiontune.export import save_timm_folder
 from visiontune.recipe import find_recipe, load_recipe, shipped_recipes
 from visiontune.recipe.detection import BoxSource
@@ -78,3 +80,20 @@ def test_a_recipe_is_found_by_its_last_name_and_what_is_near_is_named():
     assert find_recipe("pretrain/mae") == find_recipe("mae.yaml")
     with pytest.raises(Exception, match="did you mean 'quickstart'"):
         find_recipe("quikstart")
+
+
+def test_what_lies_beside_a_misspelt_file_is_named_and_a_run_is_no_recipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("flowers.yaml", "run/recipe.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("task: classify\n")
+    with pytest.raises(UserError, match="no file flowers.yml and no shipped recipe of that name; did you mean 'flowers.yaml'"):
+        find_recipe("flowers.yml")
+    with pytest.raises(UserError, match=f"no file q.yaml and .*; {tmp_path} holds flowers.yaml; `python -m visiontune list` names"):
+        find_recipe("q.yaml")
+    with pytest.raises(UserError, match="did you mean 'quickstart'"):
+        find_recipe("quikstart.yaml")
+    with pytest.raises(UserError, match="run is a run; its recipe is run/recipe.yaml, to go on with it: --resume run"):
+        find_recipe("run")
+    assert verbs(["show", "run"]) == 0
+    assert capsys.readouterr().out == "task: classify\n"

@@ -6,6 +6,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
+from visiontune.callbacks.metrics import steps_done
 from visiontune.report import embedding, figures
 
 
@@ -40,6 +41,11 @@ def test_few_grey_and_collapsed_pictures_are_drawn_too(tmp_path):
     for name, z, channels in (("few", cloud(2), 3), ("one", cloud(1), 3), ("grey", cloud(20), 1), ("same", torch.ones(20, 4), 5)):
         embedding.draw(z, [torch.rand(channels, 8, 12) for _ in z], tmp_path / name)
         assert {p.name for p in (tmp_path / name).iterdir()} == {"neighbours.png", "map.png"}
+
+
+def test_a_row_lies_at_the_steps_that_had_been_made():
+    """The last step of the first epoch of five is number 4; a look after it says 5."""
+    assert [steps_done(r) / 5 for r in ({"step": "4", "train/a": "1"}, {"step": "5", "knn_top1": "1"}, {"step": "0"})] == [1, 1, 0.2]
 
 
 def test_the_curves_wrap_into_lines_of_at_most_four_panels(tmp_path):

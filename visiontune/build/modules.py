@@ -93,7 +93,8 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         notes.append(f"stem {module.spec.stem}: its maps have strides of {strides} pixels, with timm's stem 2 to 4 times as many")
     if module.face.grid is not None and math.prod(module.face.grid) < 4:
         (rows, columns), (height, width) = module.face.grid, picture_size(recipe)
-        cure = "larger pictures, smaller patches (backbone.args.patch_size) or backbone.stem=small, where it has one, show it more"
+        own = "smaller patches (backbone.args.patch_size)" if backbones.has_attention(module.backbone) else "backbone.stem=small"
+        cure = f"larger pictures (data.image_size), or {own} where it takes that, show it more"
         notes.append(f"of {height}x{width} pixels the last features are {rows}x{columns}: {cure}")
     size = sum(p.numel() for p in module.parameters() if p.requires_grad)
     notes.append(

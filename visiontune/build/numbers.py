@@ -79,8 +79,9 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     repeats = getattr(found.data, "repeats", 1)
     times = f" x {repeats} repeats" if repeats > 1 else ""
     total = steps * repeats * found.epochs
-    if found.trainer.log_every_n_steps > total > 0:
-        found.trainer.log_every_n_steps = max(1, total // 10)
+    given = "log_every_n_steps" in found.trainer.model_fields_set
+    if found.trainer.log_every_n_steps * (1 if given else 20) > total > 0:  # a curve of fewer points shows little
+        found.trainer.log_every_n_steps = max(1, total // (10 if given else 20))
         notes.append(f"metrics every {counted(found.trainer.log_every_n_steps, 'step')}: the whole run has {total}")
     notes.append(f"steps {total}: {counted(found.epochs, 'epoch')} of {counted(steps, 'batch')} of {batch}{times}{rest}")
     return found, notes

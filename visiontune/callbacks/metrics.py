@@ -59,8 +59,7 @@ class MetricsCsv(Logger):
         rows = read_metrics(self.path)
         if rows:
             self.columns = list(rows[0])
-            # Lightning numbers a step from 0, so `step` itself is still to come; a look's row counts the steps done.
-            self._rewrite([r for r in rows if int(r["step"]) < step or (int(r["step"]) == step and any(r.get(k) for k in LOOKS))])
+            self._rewrite([r for r in rows if steps_done(r) <= step])
             kept = read_metrics(self.path)
             self._started -= float(kept[-1]["seconds"]) if kept else 0.0
 
@@ -81,6 +80,11 @@ class ResumeMetrics(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.logger.cut(checkpoint["global_step"])
+
+
+def steps_done(row: dict[str, str]) -> int:
+    """Optimiser steps that had been made: Lightning numbers the one under way from 0, looks count those that are over."""
+    return int(row["step"]) + (not any(row.get(k) for k in LOOKS))
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -129,8 +129,9 @@ def _listing(run: Run, plan: Plan, left: list[Cell]) -> list[str]:
     for labels in plan.labels:
         cells = [c for c in plan.cells if c.labels == labels]
         steps = sorted({c.steps for c in cells})
-        told = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-        lines.append(f"  {labels}: {cells[0].pictures:,} labelled pictures, {counted(len(cells), 'run')} of {told} steps")
+        told = f"{steps[0]:,} to " if len(steps) > 1 else ""
+        pictures, last = counted(cells[0].pictures, "labelled picture", ","), counted(steps[-1], "step", ",")
+        lines.append(f"  {labels}: {pictures}, {counted(len(cells), 'run')} of {told}{last}")
     rate = [(c.steps, r["seconds"]) for c in plan.cells if (r := _result(run, c))]
     if rate and left:
         per_step = sum(seconds for _, seconds in rate) / max(1, sum(steps for steps, _ in rate))

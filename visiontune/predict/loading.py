@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from visiontune import backbones
-from visiontune.errors import UserError, near
+from visiontune.errors import UserError, near, some
 from visiontune.export import timm_config
 from visiontune.predict.detector import DetectorModel
 from visiontune.predict.model import Model
@@ -121,6 +121,7 @@ def _what(path: Path) -> str:
     if path.is_dir():
         return "holds no recipe.yaml, and no config.json with model.safetensors"
     if not path.exists():
-        beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
-        return f"is not there{near(path.name, beside)}"
+        beside = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith(".")) if path.parent.is_dir() else []
+        there = f"; {path.parent} holds {some(beside)}" if beside and str(path.parent) != "." else ""
+        return f"is not there{near(path.name, beside) or there}"
     return "does not tell which network it is of"

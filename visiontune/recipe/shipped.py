@@ -35,5 +35,13 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
         return found[0]
     if len(found) > 1:
         raise UserError(f"recipe: {name!r} is the name of several shipped recipes: {some(n for n in shipped if n.endswith('/' + short))}")
+    if (path / "recipe.yaml").is_file():
+        raise UserError(f"recipe: {name} is a run; its recipe is {path / 'recipe.yaml'}, to go on with it: --resume {name}")
+    beside_it = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     words = [*shipped, *(n.rpartition("/")[2] for n in shipped)]
-    raise UserError(f"recipe: no file {name} and no shipped recipe of that name{near(short, words)}; shipped: {some(shipped, 20)}")
+    hint = near(path.name, beside_it) if path.suffix in (".yaml", ".yml") else ""
+    there = f"; {path.parent.resolve()} holds {some(beside_it)}" if beside_it else ""
+    raise UserError(
+        f"recipe: no file {name} and no shipped recipe of that name{hint or near(short, words) or there}; "
+        "`python -m visiontune list` names the shipped ones"
+    )

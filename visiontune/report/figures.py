@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib import font_manager
 from torch import Tensor
 
+from visiontune.callbacks.metrics import steps_done
+
 # matplotlib's own font has no Chinese, Japanese or Korean: class names in them are drawn where the system has one of these.
 EAST_ASIAN = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Hiragino Sans", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic")
 matplotlib.rcParams["font.family"] = ["DejaVu Sans", *(f for f in EAST_ASIAN if f in font_manager.get_font_names())]
@@ -90,7 +92,7 @@ def curves(rows: list[dict[str, str]], path: Path, *, steps_per_epoch: int) -> l
         axis.axis("off")
     for axis, (title, members) in zip(axes.flat, panels, strict=False):
         for name, colour in zip(members, ACCENTS, strict=False):
-            points = [(int(r["step"]) / steps_per_epoch, float(r[name])) for r in rows if r.get(name)]
+            points = [(steps_done(r) / steps_per_epoch, float(r[name])) for r in rows if r.get(name)]
             x, y = zip(*points, strict=True)
             percent = title in PERCENT
             y = tuple(100 * v for v in y) if percent else y

@@ -45,9 +45,9 @@ def list_(argv: list[str]) -> int:
 
 
 def show(argv: list[str]) -> int:
-    """show a recipe's text, or a method's options"""
+    """show a recipe's text, that of a run, or a method's options"""
     parser = parser_of("show", show)
-    parser.add_argument("name", help="a recipe (file or shipped name) or a method")
+    parser.add_argument("name", help="a recipe (file or shipped name), a run folder, or a method")
     args = parser.parse_args(argv)
     from visiontune.recipe import find_recipe
     from visiontune.recipe.options import methods, read_options
@@ -60,7 +60,8 @@ def show(argv: list[str]) -> int:
             print(f"  {option.name}: {default}\n      {option.meaning}")
         print(f"\n  its views (data.augment): {options.views}\n  its optimiser (optim): {options.optim}")
     else:
-        print(find_recipe(args.name).read_text(), end="")
+        own = Path(args.name) / "recipe.yaml"
+        print((own if own.is_file() else find_recipe(args.name)).read_text(), end="")
     return 0
 
 
