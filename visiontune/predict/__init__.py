@@ -11,7 +11,25 @@ from visiontune.predict.tiles import predict_tiles
 from visiontune.predict.write import check_format, whole_file, write_csv, write_embeddings
 
 __all__ = [
-    "BoxPrediction", "DetectorModel", "Embedding", "Model", "OnnxModel", "Prediction", "Predictor", "Sources", "check_boxes_format",
-    "check_format", "devices", "from_words", "load", "load_or_create", "predict_tiles", "weights_of", "write_box_csv",
-    "whole_file", "write_coco_results", "write_csv", "write_embeddings",
+    "BoxPrediction",
+    "DetectorModel",
+    "Embedding",
+    "Model",
+    "OnnxModel",
+    "Prediction",
+    "Predictor",
+    "Sources",
+    "check_boxes_format",
+    "check_format",
+    "devices",
+    "from_words",
+    "load",
+    "load_or_create",
+    "predict_tiles",
+    "weights_of",
+    "whole_file",
+    "write_box_csv",
+    "write_coco_results",
+    "write_csv",
+    "write_embeddings",
 ]  # fmt: skip
