@@ -203,3 +203,9 @@ def test_a_saved_plan_is_the_same_plan_and_another_recipe_is_told(tmp_path, reci
     namesake = planned(tmp_path, recipe, weights=("random", exported("elsewhere/made")))
     assert namesake.differs_from(again) == f"weights made: {tmp_path}/made, now {tmp_path}/elsewhere/made"
     assert json.dumps(plan.settings["weights"]) == json.dumps({"random": "random", "made": str(tmp_path / "made")})
+
+
+@pytest.mark.parametrize("seeds", ["0", "-2"])
+def test_no_seed_is_told(seeds, capsys):
+    assert main(["compare", "classify/full", "--weights", "random", "--seeds", seeds]) == 2
+    assert f"error: --seeds: got {seeds}; expected how many, 1 or more, or several seeds themselves" in capsys.readouterr().err

@@ -74,6 +74,8 @@ def compare(argv: list[str]) -> int:
         return room.resume(args.resume, overrides=overrides, **places)
     if not args.recipe or not args.weights:
         raise UserError("compare: expected a recipe and --weights, e.g. `compare classify/full --weights random runs/mae --labels 1% 10%`")
+    if args.seeds[0] < 1 and len(args.seeds) == 1:
+        raise UserError(f"--seeds: got {args.seeds[0]}; expected how many, 1 or more, or several seeds themselves, as 0 1 2")
     seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
     return room.compare(
         args.recipe, weights=args.weights, labels=args.labels, seeds=seeds, overrides=overrides, out=args.out, min_steps=args.min_steps,
