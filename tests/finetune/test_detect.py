@@ -214,7 +214,7 @@ def test_bfloat16_mixed_and_whole_train(tmp_path):
 
 WRONG = {
     "width": ({"pyramid_width": 48}, "head.pyramid_width: got 48; .* a multiple of 32"),
-    "head": ({"head": "yolo"}, "head.name: got 'yolo'; allowed: faster_rcnn, fcos, retinanet"),
+    "head": ({"head": "yolo"}, "head.name: got 'yolo'; allowed: deimv2, dfine, faster_rcnn, fcos, retinanet, rtdetrv2"),
     "head_args": ({"head_args": {"radius": 2}}, "head.head_args: fcos refuses {'radius': 2}"),
     "num_classes": ({"num_classes": 0}, "num_classes: got 0; expected a number above 0"),
 }

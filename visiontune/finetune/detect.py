@@ -16,11 +16,11 @@ from visiontune.boxes import Boxes, Letterbox
 from visiontune.errors import UserError
 from visiontune.finetune import average, parts
 from visiontune.finetune.targets import boxes_of, pictures_of
-from visiontune.heads.detect import find_head
+from visiontune.heads.detect import find_head, head_names
 from visiontune.heads.pyramid import make_pyramid
 from visiontune.metrics import MeanAveragePrecision
 from visiontune.module import Module
-from visiontune.ranges import Fraction, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt
+from visiontune.ranges import Fraction, NonNegativeInt, OpenFraction, PositiveFloat, PositiveInt, check_options
 
 # Swin (arXiv 2103.14030), appendix A2.2, for batches of 16; ViTDet's (arXiv 2203.16527, appendix A.2) are the same, with a decay of 0.1.
 OPTIM = {"name": "adamw", "lr": 1e-4, "weight_decay": 0.05}
@@ -32,9 +32,11 @@ class Detector(Module):
 
     Args:
         num_classes: K, without one for the background.
-        head: `fcos`, `retinanet`, `faster_rcnn`, or `package.module.Class` of your own; see `visiontune.heads.detect.find_head`.
+        head: `fcos`, `retinanet`, `faster_rcnn`, with transformers also `dfine`, `deimv2`, `rtdetrv2`, or `package.module.Class` of your
+            own; see `visiontune.heads.detect.find_head`.
         head_args: more keywords of the head's class.
-        pyramid_width: channels of the pyramid and the head; a multiple of 32.
+        pyramid_width: channels of the pyramid and the head; a multiple of 32. Heads of the DETR family have a width of their own, and
+            take the backbone's maps where it has them all.
         backbone_lr_factor: learning rate of the backbone as a share of `lr`. With layer_decay, which slows it too, take 1.
         freeze_stages: how many of the backbone's first stages, with the stem, stay as they are; of a plain ViT, blocks; 0: none.
         freeze_batch_norms: keep scale, shift and statistics of the backbone's batch norms: for small batches, not random weights.
@@ -50,8 +52,8 @@ class Detector(Module):
     Pictures of a batch have one size; uint8, or floats that are normalised. A target is a `Boxes`, or a dictionary of `boxes` (xyxy) and
     `labels` (from 0), as torchvision has them. Boxes are in pixels of these pictures, predictions too.
 
-    Sources: FCOS (arXiv 1904.01355), RetinaNet (1708.02002), Faster R-CNN (1506.01497), FPN (1612.03144), ViTDet (2203.16527). A tenth of
-    the learning rate for the backbone: DETR (2005.12872), section 4.
+    Sources: FCOS (arXiv 1904.01355), RetinaNet (1708.02002), Faster R-CNN (1506.01497), D-FINE (2410.13842), DEIMv2 (2509.20787), RT-DETRv2
+    (2407.17140), FPN (1612.03144), ViTDet (2203.16527). A tenth of the learning rate for the backbone: DETR (2005.12872), section 4.
     """
 
     OPTIM: ClassVar[dict[str, Any]] = OPTIM
@@ -81,6 +83,8 @@ class Detector(Module):
             free = {"dynamic_img_size": True, "dynamic_img_pad": True}
             common["backbone_args"] = free | (common.get("backbone_args") or {})
         make_head = find_head(head)
+        if head in head_names() and (said := check_options(make_head.__init__, head_args or {})):
+            raise UserError(f"head.{said}")
         super().__init__(backbone, **common)
         self.num_classes, self.ema, self.backbone_lr_factor = num_classes, ema, backbone_lr_factor
         self.max_detections = max_detections
@@ -88,16 +92,17 @@ class Detector(Module):
         self.class_names = tuple(class_names or map(str, range(num_classes)))
 
         self.maps = find_maps(self.backbone, self.spec.image_size, self.spec.channels)
-        self.pyramid = make_pyramid(self.maps.strides, self.maps.widths, pyramid_width)
+        mixed_later = not getattr(make_head, "PYRAMID", True)
+        self.pyramid = make_pyramid(self.maps.strides, self.maps.widths, pyramid_width, mixed_later=mixed_later)
         self.notes += [*self.maps.notes, *self.pyramid.notes]
         limits = {"score_threshold": score_threshold, "max_detections": max_detections, "nms": nms}
         try:
-            self.head = make_head(pyramid_width, num_classes, **limits, **(head_args or {}))
+            self.head = make_head(self.pyramid.widths if mixed_later else pyramid_width, num_classes, **limits, **(head_args or {}))
         except TypeError as error:
             raise UserError(f"head.head_args: {head} refuses {head_args}: {error}") from error
         if self.clip is None:
             self.clip = getattr(make_head, "CLIP", None)
-        self.leave_out_unreached(lambda images: self.maps.take(self.backbone, images))
+        self.leave_out_unreached(lambda images: self.pyramid(self.maps.take(self.backbone, images)))
         self.average: nn.Module | None = None
         self.metric: MeanAveragePrecision | None = None  # made when it is first needed: what counts it need not be installed to train
         self._choose_parts()
@@ -138,7 +143,7 @@ class Detector(Module):
     # ---------------------------------------------------------------- pictures to boxes
 
     def features(self, images: Tensor, network: nn.ModuleDict | None = None) -> list[Tensor]:
-        """`(B, C, H, W)`, uint8 or normalised -> the pyramid's maps of strides 8, 16 and 32, `(B, width, h, w)`."""
+        """`(B, C, H, W)`, uint8 or normalised -> the head's maps of strides 8, 16 and 32, `(B, width, h, w)`."""
         network = self.trained if network is None else network
         return network["pyramid"](self.maps.take(network["backbone"], self.normalize(images)))
 

@@ -15,8 +15,15 @@ from torch import Tensor, nn
 STRIDES = (8, 16, 32)
 
 
-def make_pyramid(strides: Sequence[int], widths: Sequence[int], width: int) -> "FeaturePyramid | SimplePyramid":
-    """One that fits: for maps of several strides, or for the single one of a plain ViT."""
+def make_pyramid(
+    strides: Sequence[int], widths: Sequence[int], width: int, *, mixed_later: bool = False
+) -> "FeaturePyramid | SimplePyramid | OwnMaps":
+    """One that fits: for maps of several strides, or for the single one of a plain ViT.
+
+    With `mixed_later` nothing is done to maps of strides 8, 16 and 32 where the backbone has them: the head's first part is a pyramid.
+    """
+    if mixed_later and set(STRIDES) <= set(strides):
+        return OwnMaps(strides, widths)
     return FeaturePyramid(strides, widths, width) if len(strides) > 1 else SimplePyramid(strides[0], widths[0], width)
 
 
@@ -36,7 +43,7 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, strides: Sequence[int], widths: Sequence[int], width: int) -> None:
         super().__init__()
-        self.given = tuple(strides)
+        self.given, self.widths = tuple(strides), (width,) * len(STRIDES)
         made = [f"{s} from {max(strides) if s > max(strides) else 'coarser ones'}" for s in STRIDES if s not in strides]
         self.notes = ["pyramid: top-down (FPN)" + (f"; made here: stride {', '.join(made)}" if made else "")]
         self.all = tuple(2**i for i in range(3, round(math.log2(max(*strides, STRIDES[-1]))) + 1))
@@ -59,6 +66,25 @@ class FeaturePyramid(nn.Module):
         return [self.out[str(s)](x[s]) for s in STRIDES]
 
 
+class OwnMaps(nn.Module):
+    """The backbone's maps of strides 8, 16 and 32 as they are.
+
+    Args:
+        strides: of the backbone's maps.
+        widths: their channels.
+    """
+
+    def __init__(self, strides: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.which = [list(strides).index(s) for s in STRIDES]
+        self.widths = tuple(widths[i] for i in self.which)
+        self.notes = ["pyramid: none; the head mixes the backbone's own maps"]
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """`(B, widths[i], H / strides[i], W / strides[i])` -> those with stride 8, 16 and 32."""
+        return [maps[i] for i in self.which]
+
+
 class SimplePyramid(nn.Module):
     """From one map, enlarged by transposed convolutions and shrunk by pooling, each stride by itself.
 
@@ -73,6 +99,7 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, stride: int, dim: int, width: int) -> None:
         super().__init__()
+        self.widths = (width,) * len(STRIDES)
         self.notes = [f"pyramid: all of one map of stride {stride} (ViTDet)"]
         self.levels = nn.ModuleList(_level(stride, s, dim, width) for s in STRIDES)
 

@@ -10,7 +10,9 @@ from visiontune.errors import UserError
 from visiontune.heads.detect import find_head, head_names
 from visiontune.heads.detect._shared import Anchors
 
-HEADS = {"fcos": {}, "retinanet": {}, "faster_rcnn": {"hidden": 32}}
+DENSE = {"fcos": {}, "retinanet": {}, "faster_rcnn": {"hidden": 32}}
+DETRS = {name: {"hidden": 32, "decoder_layers": 2, "queries": 30, "denoising": 10} for name in ("dfine", "deimv2", "rtdetrv2")}
+HEADS = DENSE | DETRS
 TRUTH = [
     Boxes(torch.tensor([[4.0, 6, 40, 30], [20, 20, 60, 60]]), torch.tensor([0, 2])),
     Boxes.none(),
@@ -25,7 +27,7 @@ def features(size=64, B=3, width=32, seed=0) -> list[Tensor]:
 
 def head(name: str, num_classes=3, width=32, **more):
     torch.manual_seed(0)
-    return find_head(name)(width, num_classes, **HEADS[name], **more)
+    return find_head(name)((width,) * 3 if name in DETRS else width, num_classes, **HEADS[name] | more)
 
 
 def test_every_head_here_is_tried():
@@ -37,13 +39,13 @@ def test_losses_are_finite_and_fall_on_one_batch(name):
     net, maps = head(name), features()
     optimizer, losses = torch.optim.AdamW(net.parameters(), lr=1e-3), []
     for _ in range(6):
-        torch.manual_seed(0)  # Faster R-CNN samples
+        torch.manual_seed(0)  # Faster R-CNN samples, DETRs noise
         loss = sum(net.loss(maps, TRUTH, (64, 64)).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert all(p.grad is not None for p in net.parameters())
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
     assert torch.tensor(losses).isfinite().all()
     assert losses[-1] < losses[0]
 
@@ -77,7 +79,7 @@ def test_predictions_are_boxes_inside_the_picture_best_first(name):
         assert (boxes.scores.diff() <= 0).all()
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", DENSE)
 def test_loss_and_predictions_do_not_hang_on_the_mode_of_the_head(name):
     net, maps = head(name, score_threshold=0.0), features()
     with torch.no_grad():
@@ -104,7 +106,7 @@ def test_boxes_under_bfloat16_are_those_of_float32(name):
     assert torch.equal(plain.labels, mixed.labels)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", DENSE)
 def test_the_loss_under_bfloat16_is_nearly_that_of_float32(name):
     net, maps = head(name), features(512, B=1)
     truth = [Boxes(torch.tensor([[301.0, 203, 437, 411], [257, 3, 269, 17]]), torch.tensor([0, 2]))]
@@ -159,7 +161,7 @@ class Painted(torch.nn.Module):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_one_picture_is_learned_with_its_two_classes(name):
-    net, body = head(name, width=64), Painted()
+    net, body = head(name, width=64, **({"hidden": 64} if name in DETRS else {})), Painted()
     picture = torch.zeros(1, 3, 64, 64)
     picture[:, 0, 4:36, 4:28] = 2
     picture[:, 1, 30:62, 34:62] = 2
@@ -181,7 +183,7 @@ def test_one_picture_is_learned_with_its_two_classes(name):
 
 def test_a_head_of_ones_own_is_found_by_its_path_and_a_wrong_name_is_told():
     assert find_head(f"{__name__}.Painted") is Painted
-    with pytest.raises(UserError, match="head.name: got 'fcoz'; allowed: faster_rcnn, fcos, retinanet, .*; did you mean 'fcos'"):
+    with pytest.raises(UserError, match="head.name: got 'fcoz'; allowed: deimv2, dfine, faster_rcnn, fcos, retinanet, rtdetrv2, .*; did you mean 'fcos'"):
         find_head("fcoz")
     with pytest.raises(UserError, match="head.name: got 'visiontune.nothing.Head'"):
         find_head("visiontune.nothing.Head")

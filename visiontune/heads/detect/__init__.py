@@ -20,7 +20,8 @@ def find_head(name: str) -> type[nn.Module]:
 
     - `loss(features, targets, image_size) -> dict[str, Tensor]`: parts that are added up;
     - `predict(features, image_size) -> list[Boxes]`: highest score first, in the pixels of the network's input, cut to `image_size`;
-    - `CLIP`, the largest norm of the gradient where the user gives none (None: any), and `NMS`, the same for `nms`.
+    - `CLIP`, the largest norm of the gradient where the user gives none (None: any), and `NMS`, the same for `nms`;
+    - `PYRAMID`, if it is False: the head mixes strides itself. `width` is then three, of the backbone's own maps where it has all strides.
 
     Features are maps `(B, width, H / s, W / s)` of strides s of 8, 16 and 32, H and W filled up to multiples of 32; targets one `Boxes` a
     picture, whose labels count from 0; `image_size` rows and columns of pixels.
@@ -29,7 +30,13 @@ def find_head(name: str) -> type[nn.Module]:
         UserError: if there is none.
     """
     if name in head_names():
-        return importlib.import_module(f"{__name__}.{name}").Head
+        try:
+            return importlib.import_module(f"{__name__}.{name}").Head
+        except ImportError as error:
+            raise UserError(
+                f"head.name: {name} is built on transformers, which is missing or too old ({error}); pip install 'visiontune[detr]', or "
+                "take fcos, retinanet or faster_rcnn"
+            ) from error
     module, dot, attribute = name.rpartition(".")
     if dot:
         try:
