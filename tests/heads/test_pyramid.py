@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from visiontune.heads.pyramid import FeaturePyramid, SimplePyramid, make_pyramid
+from visiontune.heads.pyramid import FeaturePyramid, OwnMaps, SimplePyramid, make_pyramid
 
 GIVEN = {
     "all": (8, 16, 32),
@@ -28,6 +28,26 @@ def test_strides_8_16_and_32_come_out_whatever_went_in(strides):
     sum(m.square().sum() for m in out).backward()
     assert all(p.grad is not None for p in pyramid.parameters())
     assert all(m.grad is not None for m in maps)
+
+
+@pytest.mark.parametrize("strides", GIVEN.values(), ids=GIVEN)
+def test_a_head_that_mixes_strides_itself_gets_the_backbones_own_maps_where_it_has_them(strides):
+    widths = [8 * (i + 1) for i in range(len(strides))]
+    maps = [torch.randn(1, d, 64 // s, 64 // s) for d, s in zip(widths, strides, strict=True)]
+    pyramid = make_pyramid(strides, widths, 32, mixed_later=True)
+    out = pyramid(maps)
+    assert pyramid.widths == tuple(m.shape[1] for m in out)
+    assert isinstance(pyramid, OwnMaps) == ({8, 16, 32} <= set(strides))
+    if isinstance(pyramid, OwnMaps):
+        assert all(any(a is b for b in maps) for a in out)
+        assert list(pyramid.parameters()) == []
+
+
+def test_own_maps_leave_out_coarser_ones():
+    pyramid = make_pyramid((8, 16, 32, 64), (1, 2, 3, 4), 32, mixed_later=True)
+    maps = [torch.zeros(1, d, 64 // s, 64 // s) for d, s in zip((1, 2, 3, 4), (8, 16, 32, 64), strict=True)]
+    assert pyramid.widths == (1, 2, 3)
+    assert [m.shape[2] for m in pyramid(maps)] == [8, 4, 2]
 
 
 def test_each_level_depends_on_the_coarser_ones_and_on_no_finer_one():

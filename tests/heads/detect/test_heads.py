@@ -159,15 +159,19 @@ class Painted(torch.nn.Module):
         return maps
 
 
-@pytest.mark.parametrize("name", HEADS)
+STEPS = {**dict.fromkeys(DENSE, 200), "dfine": 50, "deimv2": 80, "rtdetrv2": 100}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("deimv2", "rtdetrv2")]
+
+
+@pytest.mark.parametrize("name", [*DENSE, "dfine", *SLOW])
 def test_one_picture_is_learned_with_its_two_classes(name):
-    net, body = head(name, width=64, **({"hidden": 64} if name in DETRS else {})), Painted()
+    net, body = head(name, width=64), Painted()
     picture = torch.zeros(1, 3, 64, 64)
     picture[:, 0, 4:36, 4:28] = 2
     picture[:, 1, 30:62, 34:62] = 2
     truth = Boxes(torch.tensor([[4.0, 4, 28, 36], [34, 30, 62, 62]]), torch.tensor([0, 2]))
     optimizer = torch.optim.AdamW([*net.parameters(), *body.parameters()], lr=2e-3)
-    for _ in range(200):
+    for _ in range(STEPS[name]):
         optimizer.zero_grad()
         sum(net.loss(body(picture), [truth], (64, 64)).values()).backward()
         optimizer.step()
@@ -183,7 +187,9 @@ def test_one_picture_is_learned_with_its_two_classes(name):
 
 def test_a_head_of_ones_own_is_found_by_its_path_and_a_wrong_name_is_told():
     assert find_head(f"{__name__}.Painted") is Painted
-    with pytest.raises(UserError, match="head.name: got 'fcoz'; allowed: deimv2, dfine, faster_rcnn, fcos, retinanet, rtdetrv2, .*; did you mean 'fcos'"):
+    with pytest.raises(
+        UserError, match="head.name: got 'fcoz'; allowed: deimv2, dfine, faster_rcnn, fcos, retinanet, rtdetrv2, .*; did you mean 'fcos'"
+    ):
         find_head("fcoz")
     with pytest.raises(UserError, match="head.name: got 'visiontune.nothing.Head'"):
         find_head("visiontune.nothing.Head")

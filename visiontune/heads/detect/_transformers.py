@@ -60,7 +60,9 @@ def sized(sizes: Mapping[str, Mapping[str, Any]], size: str, hidden: int | None,
     return dict(sizes[size]) | {k: v for k, v in given.items() if v is not None}
 
 
-def common_config(widths: Sequence[int], num_classes: int, *, hidden: int, ffn: int, decoder_layers: int, denoising: int) -> dict[str, Any]:
+def common_config(
+    widths: Sequence[int], num_classes: int, *, hidden: int, ffn: int, decoder_layers: int, denoising: int, decoder_ffn: int | None = None
+) -> dict[str, Any]:
     """Keywords of all three configurations.
 
     Raises:
@@ -77,7 +79,7 @@ def common_config(widths: Sequence[int], num_classes: int, *, hidden: int, ffn: 
         "encoder_ffn_dim": ffn,
         "d_model": hidden,
         "decoder_in_channels": [hidden] * 3,
-        "decoder_ffn_dim": ffn,
+        "decoder_ffn_dim": decoder_ffn or ffn,
         "decoder_layers": decoder_layers,
         "num_denoising": denoising,
         "tie_word_embeddings": False,  # each layer has classifiers and sides of its own, as in the papers

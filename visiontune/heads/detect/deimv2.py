@@ -16,12 +16,12 @@ from visiontune.heads.detect._transformers import common_config, sized
 from visiontune.losses.detr import matchability_aware
 from visiontune.ranges import NonNegativeInt, PositiveInt
 
-# n has the numbers of the authors' N, which leaves stride 8 out, l those of their models with HGNetv2; s and m lie between as D-FINE's do.
+# n and l: encoder and decoder of the authors' models behind HGNetv2, whose N leaves stride 8 out; s and m lie between, as D-FINE's do.
 SIZES: dict[str, dict[str, Any]] = {
-    "n": {"hidden": 128, "ffn": 512, "decoder_layers": 3, "depth": 0.5, "expansion": 0.34},
-    "s": {"hidden": 192, "ffn": 512, "decoder_layers": 4, "depth": 0.67, "expansion": 0.34},
-    "m": {"hidden": 256, "ffn": 1024, "decoder_layers": 4, "depth": 0.67, "expansion": 0.67},
-    "l": {"hidden": 256, "ffn": 2048, "decoder_layers": 6, "depth": 1.0, "expansion": 1.0},
+    "n": {"hidden": 128, "ffn": 512, "decoder_ffn": 512, "decoder_layers": 3, "depth": 0.5, "expansion": 0.34},
+    "s": {"hidden": 256, "ffn": 1024, "decoder_ffn": 1024, "decoder_layers": 3, "depth": 0.34, "expansion": 0.5},
+    "m": {"hidden": 256, "ffn": 1024, "decoder_ffn": 2048, "decoder_layers": 4, "depth": 0.67, "expansion": 1.0},
+    "l": {"hidden": 256, "ffn": 1024, "decoder_ffn": 2048, "decoder_layers": 6, "depth": 1.0, "expansion": 1.0},
 }
 
 
@@ -35,8 +35,8 @@ class Head(DETR):
         max_detections: of a picture.
         nms: largest IoU of two predictions of one class; None: any.
         size: of encoder and decoder.
-        hidden: their width, a multiple of 32; None: the size's.
-        decoder_layers: None: the size's.
+        hidden: width of encoder and decoder, a multiple of 32; None: the size's.
+        decoder_layers: of the decoder; None: the size's.
         queries: boxes that a picture has at most.
         denoising: about how many noised boxes of the truth are queries of the training, too; 0: none.
     """

@@ -34,8 +34,8 @@ class Head(DETR):
         max_detections: of a picture.
         nms: largest IoU of two predictions of one class; None: any.
         size: encoder and decoder of the authors' model of that name.
-        hidden: their width, a multiple of 32; None: the size's.
-        decoder_layers: None: the size's.
+        hidden: width of encoder and decoder, a multiple of 32; None: the size's.
+        decoder_layers: of the decoder; None: the size's.
         queries: boxes that a picture has at most.
         denoising: about how many noised boxes of the truth are queries of the training, too; 0: none.
     """

@@ -14,7 +14,7 @@ from visiontune.heads.detect._transformers import common_config, sized
 from visiontune.losses.detr import varifocal
 from visiontune.ranges import NonNegativeInt, PositiveInt
 
-# The authors' models with ResNet-18, -34 and -50, which they call S, M* and L.
+# The authors' S, M and L, behind ResNet-18, -34 and -50.
 SIZES: dict[str, dict[str, Any]] = {
     "s": {"hidden": 256, "ffn": 1024, "decoder_layers": 3, "expansion": 0.5},
     "m": {"hidden": 256, "ffn": 1024, "decoder_layers": 4, "expansion": 0.5},
@@ -32,8 +32,8 @@ class Head(DETR):
         max_detections: of a picture.
         nms: largest IoU of two predictions of one class; None: any.
         size: encoder and decoder of the authors' model of that name.
-        hidden: their width, a multiple of 32; None: the size's.
-        decoder_layers: None: the size's.
+        hidden: width of encoder and decoder, a multiple of 32; None: the size's.
+        decoder_layers: of the decoder; None: the size's.
         queries: boxes that a picture has at most.
         denoising: about how many noised boxes of the truth are queries of the training, too; 0: none.
     """
