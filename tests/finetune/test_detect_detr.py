@@ -6,9 +6,11 @@ import timm
 import torch
 from torch.utils.data import DataLoader
 
+import visiontune
 from tests.finetune.test_detect import FAMILIES, QUIET, Things, batch, loader
 from visiontune import Detector
 from visiontune.errors import UserError
+from visiontune.export import save_detector_folder
 from visiontune.heads.pyramid import OwnMaps, SimplePyramid
 
 SMALL = {"hidden": 32, "decoder_layers": 2, "queries": 20, "denoising": 10}
@@ -131,3 +133,13 @@ WRONG = {
 def test_wrong_options_are_told(given, said):
     with pytest.raises(UserError, match=said):
         detector(head_args=given)
+
+
+def test_what_is_exported_loads_whole_with_its_options(tmp_path):
+    module = detector(head="rtdetrv2", score_threshold=0.0)
+    options = {"head": "rtdetrv2", "head_args": SMALL, "pyramid_width": 32, "score_threshold": 0.0}
+    names, statistics = ("a", "b"), {"mean": [0.5] * 3, "std": [0.5] * 3}
+    save_detector_folder(module.trained, tmp_path / "model", module.spec, options=options, class_names=names, **statistics)
+    again = visiontune.load(tmp_path / "model").detector
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(again.predict(images)[0].xyxy, module.predict(images)[0].xyxy, atol=1e-2)
