@@ -147,10 +147,12 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
     from visiontune import build
     from visiontune.callbacks.checkpoints import Checkpoints, Reseed
     from visiontune.callbacks.embedding import EmbeddingWatch
+    from visiontune.callbacks.memory import LargestBatch
     from visiontune.callbacks.metrics import MetricsCsv, ResumeMetrics
     from visiontune.callbacks.pictures import Pictures
     from visiontune.callbacks.probe import Probe
     from visiontune.callbacks.progress import Cost, peak_memory_bytes, progress_callbacks
+    from visiontune.data.detection.datamodule import BoxData
     from visiontune.finish import draw_views, export_weights, first_pictures, load_kept, measure_kept, result_of, silence
     from visiontune.recipe import Validated
     from visiontune.report import embedding, figures, page
@@ -179,6 +181,9 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
     callbacks += progress_callbacks(run.say, total_steps=steps * epochs, steps_per_epoch=steps, batch_size=recipe.data.batch_size)
     if hasattr(module, "pictures"):
         callbacks.append(Pictures(first_pictures(data, 8, clean=True), run.pictures, epochs=epochs, draw=figures.picture_rows))
+    if isinstance(data, BoxData):
+        least = recipe.data.batch_size // recipe.trainer.accumulate_grad_batches
+        callbacks.append(LargestBatch(data.largest_size, least, data.most_boxes, say=run.say))
     watch = probe = None
     if recipe.task == "pretrain":
         few = build.some_pictures(recipe, tables.train)

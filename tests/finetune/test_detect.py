@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from visiontune import Detector
 from visiontune.boxes import Boxes, Letterbox
+from visiontune.callbacks.memory import LargestBatch
 from visiontune.errors import UserError
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
@@ -256,3 +257,18 @@ def test_what_is_found_in_a_crowd_counts_for_nothing_and_pixels_are_those_of_the
     assert float(values["map"]) == pytest.approx(1)
     assert float(values["map_medium"]) == pytest.approx(1)  # 72 pixels of the original: there it is no small one
     assert values["map_small"].isnan()
+
+
+@pytest.mark.parametrize("head", ["fcos", "faster_rcnn"])
+def test_a_rehearsal_of_the_largest_batch_leaves_everything_as_it_was(head, monkeypatch):
+    module = detector(head=head, pyramid_width=64).train()
+    before, random = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
+    asked = []
+    features = module.features
+    monkeypatch.setattr(module, "features", lambda images: (asked.append(tuple(images.shape)), features(images))[1])
+    LargestBatch((96, 64), 3, 5, say=asked.append, kinds=("cpu",)).on_train_start(trainer("."), module)
+    assert asked[0] == (3, 3, 96, 64)
+    assert "a batch of 3 at 96x64" in asked[-1]
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(p.grad is None for p in module.parameters())

@@ -230,6 +230,25 @@ class Detector(Module):
 
     # ---------------------------------------------------------------- around the training
 
+    def rehearse(self, pictures: int, size: tuple[int, int], boxes: int) -> None:
+        """A step's forward and backward pass on blank pictures, for what it takes of memory: weights, statistics and random state stay.
+
+        Args:
+            pictures: B.
+            size: `(H, W)`.
+            boxes: in each picture.
+        """
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        with torch.random.fork_rng():
+            corner = torch.rand(boxes, 2, device=self.device) * torch.tensor([size[1], size[0]], device=self.device) / 2
+            target = Boxes(torch.cat([corner, corner * 2 + 1], dim=1), torch.zeros(boxes, dtype=torch.long, device=self.device))
+            images = torch.zeros(pictures, self.spec.channels, *size, dtype=torch.uint8, device=self.device)
+            losses = self.head.loss(self.features(images), [target] * pictures, size)
+            torch.stack([v.float() for v in losses.values()]).sum().backward()
+        self.zero_grad(set_to_none=True)
+        for name, buffer in self.named_buffers():
+            buffer.copy_(before[name])
+
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if self.average is not None:

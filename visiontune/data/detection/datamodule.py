@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+
 from visiontune.data.broken import Broken
 from visiontune.data.datamodule import PictureData
 from visiontune.data.decode import Reading
 from visiontune.data.detection.augment import BoxAugment
 from visiontune.data.detection.loader import BoxPictures, make_box_loader
-from visiontune.data.detection.order import Size, SizedOrder, multi_scale
+from visiontune.data.detection.order import Size, SizedOrder, multi_scale, sizes_between
 from visiontune.data.detection.table import BoxTable
 from visiontune.data.detection.views import BoxView
 from visiontune.data.order import EvalOrder
@@ -55,6 +57,18 @@ class BoxData(PictureData):
             reading=reading,
         )
         self.train_boxes, self.val_boxes, self.augment, self.image_size, self.epochs = train, val, augment, image_size, epochs
+
+    @property
+    def largest_size(self) -> Size:
+        """Of a training batch."""
+        return max(sizes_between(self.image_size, self.augment.view.sizes))
+
+    @property
+    def most_boxes(self) -> int:
+        """That a training sample may have: those of four pictures in a mosaic, of twice as many where another is laid over it."""
+        view = self.augment.view
+        times = (4 if view.mosaic else 1) * (2 if view.mixup else 1)
+        return times * int(np.diff(self.train_boxes.offsets).max(initial=1))
 
     def _fingerprint(self) -> str:
         return "; ".join(table.fingerprint() for table in (self.train_boxes, self.val_boxes) if table is not None)
