@@ -45,7 +45,7 @@ from visiontune.evaluate import embed_all, knn_predict
 PEER = Path(__file__).with_name("lightly_train_run.py")
 CASES = {
     "photos": {"image_size": 96, "local_size": 40, "batch_size": 64},
-    "cifar": {"image_size": 32, "local_size": 16, "batch_size": 256},
+    "cifar": {"image_size": 32, "local_size": 16, "batch_size": 64},
 }
 
 
