@@ -13,7 +13,7 @@ from tests.conftest import CONV, VIT
 from visiontune.__main__ import main
 from visiontune.backbones import create
 from visiontune.errors import UserError
-from visiontune.export import export_onnx, onnx_graph, save_timm_folder
+from visiontune.export import export_onnx, onnx_graph, onnx_session, save_timm_folder
 from visiontune.predict import OnnxModel, load
 
 SWIN = {"name": "swin_tiny_patch4_window7_224"}
@@ -127,14 +127,14 @@ def test_half_precision_is_half_the_size_and_near(tmp_path):
 
 def test_a_file_that_differs_does_not_get_the_name_and_is_not_thrown_away(tmp_path, monkeypatch, capsys):
     exported(tmp_path / "model")
-    inner = onnx_graph._trace
+    inner = onnx_graph.trace
 
     def wrong(graph, *args):
         with torch.no_grad():
             graph.network.head.fc.bias += 0.01
         return inner(graph, *args)
 
-    monkeypatch.setattr(onnx_graph, "_trace", wrong)
+    monkeypatch.setattr(onnx_graph, "trace", wrong)
     assert main(["export", str(tmp_path / "model"), "onnx"]) == 2
     error = capsys.readouterr().err
     assert "error: export: the ONNX file's outputs differ from PyTorch's by " in error
@@ -179,7 +179,7 @@ def test_a_gpu_that_onnxruntime_does_not_compute_on_is_told_with_what_to_install
     model = exported(tmp_path / "model")
     export_onnx(model.network, model.config, tmp_path / "m.onnx")
     there = onnxruntime.get_available_providers()
-    if onnx_graph.CUDA_PROVIDER in there:
+    if onnx_session.CUDA_PROVIDER in there:
         pytest.skip("this onnxruntime computes by CUDA")
     with pytest.raises(
         UserError, match=r"--device: got 'cuda', and this .* alone; pip uninstall onnxruntime, then pip install 'onnxruntime-"
@@ -187,10 +187,10 @@ def test_a_gpu_that_onnxruntime_does_not_compute_on_is_told_with_what_to_install
         load(tmp_path / "m.onnx", device="cuda")
     with pytest.raises(UserError, match="--device: got 'mps', and this onnxruntime computes by .* alone; take --device cpu"):
         load(tmp_path / "m.onnx", device="mps")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnx_graph.CUDA_PROVIDER, *there])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [onnx_session.CUDA_PROVIDER, *there])
     with pytest.raises(UserError, match="got 'cuda:0', but onnxruntime's CUDAExecutionProvider does not start here; pip uninstall"):
         load(tmp_path / "m.onnx", device="cuda:0")
-    device, why = onnx_graph.fastest_device(tmp_path / "m.onnx", "cuda:0")
+    device, why = onnx_session.fastest_device(tmp_path / "m.onnx", "cuda:0")
     assert (device, why.partition(";")[0]) == ("cpu", "onnxruntime's CUDAExecutionProvider does not start here")
     (tmp_path / "bad.onnx").write_text("mine")
     with pytest.raises(UserError, match="--device: got 'cuda:1', but onnxruntime cannot open there"):

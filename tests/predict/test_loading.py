@@ -169,7 +169,7 @@ def test_an_onnx_file_is_given_a_device_that_onnxruntime_has_and_another_than_to
             raise UserError(problem)
 
     monkeypatch.setattr("visiontune.predict.devices", lambda: [fastest])
-    monkeypatch.setattr("visiontune.export.onnx_graph.open_session", open_session)
+    monkeypatch.setattr("visiontune.export.onnx_session.open_session", open_session)
     assert _device("auto", "flowers.onnx") == chosen
     assert capsys.readouterr().err == (f"note: --device auto: flowers.onnx is computed on the CPU: {note}\n" if note else "")
     assert _device("auto", "runs/flowers") == fastest

@@ -16,7 +16,7 @@ def export_weights_file(network: nn.Module, config: dict[str, Any], out: Path, *
     """Write a network's tensors with its `config.json`: in one file where `out` ends in `.safetensors`, else as a folder.
 
     Args:
-        network: a timm module.
+        network: a timm module, or a detector's backbone, pyramid and head.
         config: as in the `config.json` of exported weights.
         out: not there yet.
         fp16: floats as half precision, half the bytes; they load into a network of fp32 as they are.

@@ -24,7 +24,7 @@ from visiontune.errors import UserError, near, some
 from visiontune.evaluate.detection import BoxAnswers, box_curves
 from visiontune.evaluate.detection_results import box_results
 from visiontune.measure.labels import evaluation_folder
-from visiontune.predict import BoxPrediction, DetectorModel, write_box_csv
+from visiontune.predict import BoxPrediction, BoxPredictor, write_box_csv
 from visiontune.report import detection
 from visiontune.report.boxes import load_cases
 
@@ -134,7 +134,7 @@ def write_boxes(found: BoxJudgement, folder: Path, *, threshold: float | None = 
 
 def evaluate_boxes(
     path: str,
-    model: DetectorModel,
+    model: BoxPredictor,
     boxes: str,
     *,
     out: str | None = None,
@@ -180,7 +180,7 @@ def evaluate_boxes(
         size=model.image_size,
         reading=model.reading,
         workers=workers,
-        max_detections=model.detector.max_detections,
+        max_detections=model.max_detections,
         progress=progress(len(table)),
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -208,11 +208,11 @@ def evaluate(
     from visiontune.data.loader import auto_workers
     from visiontune.data.parts import align_labels
     from visiontune.measure.boxes import evaluate_boxes
-    from visiontune.predict import DetectorModel, load
+    from visiontune.predict import BoxPredictor, load
     from visiontune.report.page import write_evaluation
 
     model = load(path, device=device)
-    if isinstance(model, DetectorModel):
+    if isinstance(model, BoxPredictor):
         if tta or part is not None:
             raise UserError(f"evaluate: {path} detects, for which there is no --{'tta' if tta else 'part'}; leave it out")
         return evaluate_boxes(path, model, data, out=out, csv=csv, overrides=overrides, workers=auto_workers(1)[0], progress=progress)

@@ -10,11 +10,11 @@ from visiontune.errors import UserError, near, some
 from visiontune.export import timm_config
 from visiontune.predict.detector import DetectorModel
 from visiontune.predict.model import Model
-from visiontune.predict.onnx_model import OnnxModel
+from visiontune.predict.onnx_model import OnnxDetector, OnnxModel, load_onnx
 from visiontune.run import Run
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model | DetectorModel | OnnxModel:
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model | DetectorModel | OnnxModel | OnnxDetector:
     """A finished run, one stage of it, or what was exported, as a model with its own preprocessing, in evaluation mode.
 
     A fine-tuned run gives its classifier or detector, a pretrained one its backbone; of a staged run the last stage is meant.
@@ -42,7 +42,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Model | Det
     ['file is gone']
     """
     if Path(path).suffix == ".onnx":
-        return OnnxModel(path, device=str(device))
+        return load_onnx(path, device=str(device))
     place = weights_of(path)
     config = backbones.read_config(place)
     if config is None:

@@ -4,12 +4,12 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from visiontune.verbs.words import parser_of, progress_of, writable
 
 if TYPE_CHECKING:
-    from visiontune.predict import DetectorModel, Sources
+    from visiontune.predict import BoxPredictor, DetectorModel, Sources
 
 Item = TypeVar("Item")
 PICTURES = 64
@@ -30,10 +30,10 @@ def predict(argv: list[str]) -> int:
     boxes.add_argument("--tile", type=int, metavar="PIXELS", help="cut pictures into overlapping tiles of this side, for small things")
     args = parser.parse_args(argv)
     from visiontune.errors import UserError, counted
-    from visiontune.predict import DetectorModel, from_words, load, whole_file, write_csv
+    from visiontune.predict import BoxPredictor, from_words, load, whole_file, write_csv
 
     model, sources, told = load(args.run, device=_device(args.device, args.run)), from_words(args.paths, key="predict"), _Told()
-    if isinstance(model, DetectorModel):
+    if isinstance(model, BoxPredictor):
         return _predict_boxes(model, sources, args, told)
     if given := [o for o in ("score", "json", "draw", "tile") if getattr(args, o) is not None]:
         raise UserError(f"predict: --{given[0]} is for runs that detect, and {args.run} does not; leave it out")
@@ -48,7 +48,7 @@ def predict(argv: list[str]) -> int:
     return 0 if count else 1
 
 
-def _predict_boxes(model: "DetectorModel", sources: "Sources", args: argparse.Namespace, told: "_Told") -> int:
+def _predict_boxes(model: "BoxPredictor", sources: "Sources", args: argparse.Namespace, told: "_Told") -> int:
     from visiontune.errors import UserError, counted
     from visiontune.predict import check_boxes_format, write_box_csv, write_coco_results
     from visiontune.predict.draw import draw_found
@@ -138,26 +138,50 @@ def export(argv: list[str]) -> int:
     parser.add_argument("--opset", type=int, metavar="N", help="of onnx: version of the operators (default: 18)")
     parser.add_argument("--dynamic", action="store_true", help="of onnx: pictures of any size (any number of them always)")
     parser.add_argument("--with-preprocessing", choices=["nchw", "nhwc"], help="of onnx: take uint8 pixels, and normalise inside")
+    parser.add_argument(
+        "--nms", choices=["inside", "outside"], help="of onnx and a run that detects: in the file (default), or left to what runs it"
+    )
     args = parser.parse_args(argv)
     from visiontune.errors import UserError
     from visiontune.export import export_onnx, export_weights_file
-    from visiontune.predict import Model, load, weights_of
+    from visiontune.predict import DetectorModel, Model, load, weights_of
 
     model = load(args.run)
-    if not isinstance(model, Model):
+    if not isinstance(model, Model | DetectorModel):
         raise UserError(f"export: {args.run} is an ONNX file, from which nothing can be exported; give the run")
     place = weights_of(args.run)
     out = Path(args.out) if args.out else place.with_name(f"{place.name.removesuffix('.safetensors')}.{args.format}")
     if args.format == "safetensors":
-        if given := [o for o in ("opset", "dynamic", "with_preprocessing") if getattr(args, o)]:
+        if given := [o for o in ("opset", "dynamic", "with_preprocessing", "nms") if getattr(args, o)]:
             raise UserError(f"export: --{given[0].replace('_', '-')} is for onnx alone; leave it out")
-        print(export_weights_file(model.network, model.config, out, fp16=args.fp16))
+        network = model.detector.trained if isinstance(model, DetectorModel) else model.network
+        print(export_weights_file(network, model.config, out, fp16=args.fp16))
         return 0
-    options = {"opset": args.opset} if args.opset is not None else {}
-    done = export_onnx(
-        model.network, model.config, out, input=args.with_preprocessing or "float", dynamic=args.dynamic, fp16=args.fp16, **options
-    )
+    options: dict[str, Any] = {"opset": args.opset} if args.opset is not None else {}
+    options |= {"input": args.with_preprocessing or "float", "dynamic": args.dynamic, "fp16": args.fp16}
+    if isinstance(model, DetectorModel):
+        return _export_detector(model, out, args.nms or "inside", options)
+    if args.nms:
+        raise UserError(f"export: --nms is for runs that detect, and {args.run} does not; leave it out")
+    done = export_onnx(model.network, model.config, out, **options)
     print(f"{done.path}: {done.size / 1e6:.1f} MB; outputs differ from PyTorch's by {done.difference:.0e} of the largest")
+    return 0
+
+
+def _export_detector(model: "DetectorModel", out: Path, nms: Any, options: dict[str, Any]) -> int:
+    from visiontune.errors import counted
+    from visiontune.export import export_detector_onnx
+
+    done = export_detector_onnx(model.detector, model.config, out, nms=nms, **options)
+    told = f"{done.path}: {done.size / 1e6:.1f} MB; "
+    if nms == "outside":
+        print(f"{told}boxes and scores differ from PyTorch's by at most {done.difference:.0e}, NMS is left to what runs it")
+    elif done.boxes:
+        print(
+            f"{told}{counted(done.boxes, 'box', ',')} of it and of PyTorch found in the other, scores differ by at most {done.difference:.0e}"
+        )
+    else:
+        print(f"{told}nothing to compare: PyTorch and the file both find no box in noise and painted scenes; try it on pictures of yours")
     return 0
 
 
@@ -175,7 +199,7 @@ def _count(text: str) -> int:
 
 
 def _device(name: str, model: str) -> str:
-    from visiontune.export.onnx_graph import fastest_device
+    from visiontune.export.onnx_session import fastest_device
     from visiontune.predict import devices
 
     if name != "auto":

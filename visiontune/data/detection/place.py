@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from visiontune.boxes import Boxes, Letterbox
+from visiontune.boxes import FILL, Boxes, Letterbox
 from visiontune.data.decode import BrokenPicture, Picture
 
-# What stands where there is no picture: about the mean of photographs (ImageNet's is 124, 116, 104), nearly 0 after normalisation.
-FILL = 114
 Region = tuple[int, int, int, int]  # top, left, bottom, right in pixels of the result
 
 

@@ -10,6 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from visiontune.boxes import Boxes
+from visiontune.heads import dense
 
 LEVELS = (8, 16, 32, 64, 128)  # pixels; P3 to P7 in the papers' names
 
@@ -43,7 +44,8 @@ class Anchors(AnchorGenerator):
 
     def by_level(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
         """`(h * w * a, 4)` of each level, xyxy in pixels."""
-        self.set_cell_anchors(torch.float32, feature_maps[0].device)
+        if self.cell_anchors[0].device != feature_maps[0].device:  # float32 they are
+            self.set_cell_anchors(torch.float32, feature_maps[0].device)
         steps: Any = [[stride, stride] for stride in LEVELS]
         grids: Any = [m.shape[-2:] for m in feature_maps]
         return [a + stride / 2 for a, stride in zip(self.grid_anchors(grids, steps), LEVELS, strict=True)]
@@ -89,12 +91,6 @@ def full_precision(features: Sequence[Tensor]) -> torch.autocast:
 
 
 def predict_densely(net: Any, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
-    """Boxes of a head that predicts at every position of every level, as torchvision's `FCOS` and `RetinaNet` do: in fp32 throughout."""
+    """Boxes of a head that predicts at every position of every level: in fp32 throughout. See `Head.dense` of FCOS and RetinaNet."""
     with full_precision(features):
-        maps = net.coarser(exact(net, features))
-        outputs = floats(net.head(maps))
-        anchors = net.anchor_generator.by_level(maps)
-        levels = {k: list(v.split([len(a) for a in anchors], dim=1)) for k, v in outputs.items()}
-        B = len(maps[0])
-        found = net.postprocess_detections(levels, [anchors] * B, [covered(features)] * B)
-    return as_boxes(found, image_size)
+        return dense.as_boxes(*dense.best(net.dense(features, image_size), net.limits))

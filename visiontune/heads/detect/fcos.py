@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.models import detection
 
 from visiontune.boxes import Boxes
-from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_dicts, floats, full_precision, predict_densely
+from visiontune.heads import dense
+from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_dicts, exact, floats, full_precision, predict_densely
 
 
 class Head(detection.FCOS):
@@ -56,6 +57,7 @@ class Head(detection.FCOS):
             detections_per_img=max_detections,
         )
         del self.backbone, self.transform
+        self.num_classes = num_classes
         self.coarser = Coarser(width)
 
     def loss(self, features: Sequence[Tensor], targets: Sequence[Boxes], image_size: tuple[int, int]) -> dict[str, Tensor]:
@@ -65,6 +67,20 @@ class Head(detection.FCOS):
         with full_precision(features):
             losses = self.compute_loss(as_dicts(targets), floats(outputs), [torch.cat(anchors)] * len(targets), [len(a) for a in anchors])
         return {"classes": losses["classification"], "boxes": losses["bbox_regression"], "centers": losses["bbox_ctrness"]}
+
+    @property
+    def limits(self) -> dense.Limits:
+        return dense.Limits.of(self, self.num_classes)
+
+    def dense(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[dense.Level]:
+        """Boxes `(B, P, 4)` in pixels, cut to the picture, and scores `(B, P, K)` at all positions of each level."""
+        maps = self.coarser(exact(self, features))
+        outputs = floats(self.head(maps))
+        anchors = self.anchor_generator.by_level(maps)
+        boxes = self.box_coder.decode(outputs["bbox_regression"], torch.cat(anchors))
+        # the square root of their product (arXiv 2006.09214, section 3.3), so that scores are comparable to others'
+        scores = (outputs["cls_logits"].sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
+        return dense.by_level(dense.cut(boxes, image_size), scores, [len(a) for a in anchors])
 
     def predict(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
         return predict_densely(self, features, image_size)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.models import detection
 
 from visiontune.boxes import Boxes
-from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_dicts, floats, full_precision, predict_densely
+from visiontune.heads import dense
+from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_dicts, exact, floats, full_precision, predict_densely
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width
 
@@ -54,6 +55,7 @@ class Head(detection.RetinaNet):
             detections_per_img=max_detections,
         )
         del self.backbone, self.transform
+        self.num_classes = num_classes
         self.coarser = Coarser(width)
 
     def loss(self, features: Sequence[Tensor], targets: Sequence[Boxes], image_size: tuple[int, int]) -> dict[str, Tensor]:
@@ -63,6 +65,18 @@ class Head(detection.RetinaNet):
         with full_precision(features):
             losses = self.compute_loss(as_dicts(targets), floats(outputs), [anchors] * len(targets))
         return {"classes": losses["classification"], "boxes": losses["bbox_regression"]}
+
+    @property
+    def limits(self) -> dense.Limits:
+        return dense.Limits.of(self, self.num_classes)
+
+    def dense(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[dense.Level]:
+        """Boxes `(B, A, 4)` in pixels, cut to the picture, and scores `(B, A, K)` of all anchors of each level."""
+        maps = self.coarser(exact(self, features))
+        outputs = floats(self.head(maps))
+        anchors = self.anchor_generator.by_level(maps)
+        boxes = dense.moved(torch.cat(anchors), outputs["bbox_regression"], largest=self.box_coder.bbox_xform_clip)
+        return dense.by_level(dense.cut(boxes, image_size), outputs["cls_logits"].sigmoid(), [len(a) for a in anchors])
 
     def predict(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
         return predict_densely(self, features, image_size)
