@@ -34,8 +34,10 @@ def exported(folder, head="fcos", **more):
     detector = Detector(CONV["name"], backbone_args=CONV["args"], image_size=64, **options, **args).eval()
     with torch.no_grad():
         for name, weights in detector.head.named_parameters():
-            if name.endswith(("cls_logits.weight", "bbox_reg.weight")):
-                weights.normal_(std=0.1 if head == "fcos" else 1.0)
+            if ".conv." in name and weights.ndim == 4:
+                torch.nn.init.kaiming_normal_(weights)  # RetinaNet's begin so small that all scores are one
+            elif name.endswith(("cls_logits.weight", "bbox_reg.weight")):
+                weights.normal_(std=0.05)
             elif name.endswith("cls_logits.bias"):
                 weights.fill_(-1.0)
     mean, std = image_statistics(detector)

@@ -177,9 +177,8 @@ def _export_detector(model: "DetectorModel", out: Path, nms: Any, options: dict[
     if nms == "outside":
         print(f"{told}boxes and scores differ from PyTorch's by at most {done.difference:.0e}, NMS is left to what runs it")
     elif done.boxes:
-        print(
-            f"{told}{counted(done.boxes, 'box', ',')} of it and of PyTorch found in the other, scores differ by at most {done.difference:.0e}"
-        )
+        found = f"{counted(done.boxes, 'box', ',')} of it and PyTorch found in the other"
+        print(f"{told}{found}, scores differ by at most {done.difference:.0e}")
     else:
         print(f"{told}nothing to compare: PyTorch and the file both find no box in noise and painted scenes; try it on pictures of yours")
     return 0
