@@ -185,6 +185,8 @@ def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path, capsys):
         export_detector_onnx(model.detector, model.config, tmp_path / "m.onnx", nms="no")
     assert main(["export", str(tmp_path / "model"), "safetensors", "--nms", "inside"]) == 2
     assert "--nms is for onnx alone" in capsys.readouterr().err
+    assert main(["embed", str(tmp_path / "model"), "x.png", "--out", str(tmp_path / "e.csv")]) == 2
+    assert "detects, and has no embedding of a whole picture; give its backbone" in capsys.readouterr().err
 
 
 def test_a_detector_as_one_file_of_weights_loads_again(tmp_path):

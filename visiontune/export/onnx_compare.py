@@ -45,13 +45,13 @@ def compare_detections(expected: Outputs, got: Outputs, limits: Limits, *, fp16:
         )
     worst, asked, alone = 0.0, 0, []
     for b in range(len(expected[0])):
-        sets = [[x[b] for x in outputs] for outputs in (expected, got)]
-        for name, ours, theirs in (("PyTorch's", *sets), ("the ONNX file's", *reversed(sets))):
-            found = _without_partner(ours, theirs, limits, HALF if fp16 else EXACT)
-            worst, asked = max(worst, found[1]), asked + found[2]
-            alone += [f"{name} box {[round(x, 1) for x in ours[0][i].tolist()]} of class {int(ours[2][i])}, score {float(ours[1][i]):.3f}"
-                      for i, rival in found[0] if not rival]  # fmt: skip
-            alone += [""] * sum(rival for _, rival in found[0])
+        mine, its = ([x[b] for x in outputs] for outputs in (expected, got))
+        for name, ours, theirs in (("PyTorch's", mine, its), ("the ONNX file's", its, mine)):
+            lonely, difference, count = _without_partner(ours, theirs, limits, HALF if fp16 else EXACT)
+            worst, asked = max(worst, difference), asked + count
+            for i, rival in lonely:
+                box = [round(x, 1) for x in ours[0][i].tolist()]
+                alone.append("" if rival else f"{name} box {box} of class {int(ours[2][i])}, score {float(ours[1][i]):.3f}")
     if certain := [words for words in alone if words]:
         raise Differs(f"{len(certain)} of {asked} boxes of PyTorch and the ONNX file have no partner in the other, such as {certain[0]}")
     if len(alone) > max(1, FLIPPED * asked):

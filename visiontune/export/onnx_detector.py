@@ -53,7 +53,8 @@ class DetectorGraph(PictureGraph):
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         pictures = self.prepared(pictures)
         H, W = pictures.shape[-2:]
-        levels = self.detector.head.dense(self.detector.features(pictures), (H, W))
+        network = self.detector.trained if self.detector.average is None else self.detector.average  # as `Detector.predict`
+        levels = network["head"].dense(self.detector.features(pictures, network), (H, W))
         if self.nms == "inside":
             return dense.best(levels, self.limits, self._suppress)
         boxes, scores = zip(*levels, strict=True)

@@ -33,8 +33,9 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, num_classes: in
 
 def write_suppress_boxes(boxes: Any, scores: Any, labels: Any, iou: float, num_classes: int, most: int) -> Any:
     """The same by onnxscript, in operators of version 18."""
-    from onnxscript import opset18 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset18
     classes = op.Constant(value_ints=list(range(num_classes)))
     mine = op.Equal(op.Unsqueeze(labels, op.Constant(value_ints=[1])), op.Unsqueeze(classes, op.Constant(value_ints=[0, 2])))
     by_class = op.Where(mine, op.Unsqueeze(scores, op.Constant(value_ints=[1])), op.Constant(value_float=0.0))  # (B, K, C)

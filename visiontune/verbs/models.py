@@ -116,12 +116,14 @@ def embed(argv: list[str]) -> int:
     parser.add_argument("--weights", metavar="WEIGHTS", help="of a backbone by name: timm (default, fetched), random, a file or a run")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="for a backbone by name (default: timm's)")
     args = parser.parse_args(argv)
-    from visiontune.errors import counted
-    from visiontune.predict import check_format, from_words, load_or_create, write_embeddings
+    from visiontune.errors import UserError, counted
+    from visiontune.predict import BoxPredictor, check_format, from_words, load_or_create, write_embeddings
 
     check_format(Path(args.out))
     sources, told = from_words(args.paths, key="embed"), _Told()  # before weights are fetched
     model = load_or_create(args.model, weights=args.weights, image_size=args.image_size, device=_device(args.device, args.model))
+    if isinstance(model, BoxPredictor):
+        raise UserError(f"embed: {args.model} detects, and has no embedding of a whole picture; give its backbone, RUN/weights/backbone")
     found = model.embeddings(sources, batch_size=args.batch_size, workers=args.workers)
     count, width = write_embeddings(_watched(found, sources.total), Path(args.out), on_broken=told)
     print(f"{counted(count, 'embedding', ',')} of {width} numbers in {args.out}{told}")
