@@ -7,7 +7,6 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from torchvision.ops import box_iou
 
 import visiontune
 from tests.conftest import CONV
@@ -50,7 +49,8 @@ def agree(ours, theirs):
     """The same boxes in any order: scores that are nearly equal may change places."""
     assert len(ours) == len(theirs) > 0
     same = (ours.labels[:, None] == theirs.labels) & ((ours.scores[:, None] - theirs.scores).abs() < 1e-4)
-    assert (box_iou(ours.xyxy, theirs.xyxy).where(same, 0.0).amax(dim=1) > 0.99).all()
+    apart = (ours.xyxy[:, None] - theirs.xyxy).abs().amax(dim=-1)  # pixels; not IoU, for boxes in what is filled up have no area outside
+    assert apart.where(same, torch.inf).amin(dim=1).max() < 0.01
 
 
 @pytest.fixture(scope="module")
@@ -110,15 +110,13 @@ def test_nms_outside_gives_boxes_and_scores_of_all_anchors_and_is_done_where_the
         agree(ours.boxes, theirs.boxes)
 
 
-def test_pictures_of_other_sizes_or_a_sentence_and_half_precision(tmp_path):
+def test_half_precision_and_pictures_in_which_nothing_is_found(tmp_path):
     model = exported(tmp_path / "model", score_threshold=0.999)
     done = export_detector_onnx(model.detector, model.config, tmp_path / "none.onnx", fp16=True)  # nothing is found, in no picture
     assert done.boxes == 0
     assert next(model.detector.parameters()).dtype == torch.float32
     found = visiontune.load(tmp_path / "none.onnx")(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert [len(f) for f in found] == [0, 0]
-    with pytest.raises(UserError, match="cannot export convnext_atto for pictures of any size; leave --dynamic out"):
-        export_detector_onnx(model.detector, model.config, tmp_path / "d.onnx", dynamic=True)
 
 
 def test_a_file_that_finds_other_boxes_does_not_get_the_name(tmp_path, monkeypatch):
