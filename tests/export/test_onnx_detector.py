@@ -136,12 +136,13 @@ def test_a_file_that_finds_other_boxes_does_not_get_the_name(tmp_path, monkeypat
 
 
 def detections(*rows):
-    """x, score and label of boxes 10 wide, of one picture."""
+    """x, score and label of boxes 10 wide, of one picture, in a list that is not full."""
+    rows = (*rows, (0.0, 0.0, 0))
     x, scores, labels = (torch.tensor([r[i] for r in rows]) for i in range(3))
     return torch.stack([x, x * 0, x + 10, x * 0 + 10], dim=1)[None], scores[None], labels[None]
 
 
-LIMITS = Limits(num_classes=2, score=0.01, nms=0.5, candidates=9, detections=3)
+LIMITS = Limits(num_classes=2, score=0.01, nms=0.5, candidates=9, detections=4)
 TWO = ((0.0, 0.9, 0), (20.0, 0.8, 1), (0.0, 0.0, 0))
 
 
@@ -150,7 +151,7 @@ TWO = ((0.0, 0.9, 0), (20.0, 0.8, 1), (0.0, 0.0, 0))
     [
         (((20.0, 0.8, 1), (0.0, 0.9, 0), (5.0, 0.0, 1)), None),  # another order, and another filling
         (((0.05, 0.9005, 0), (20.0, 0.8, 1), (0.0, 0.0, 0)), None),
-        (((0.2, 0.9, 0), (20.0, 0.8, 1), (0.0, 0.0, 0)), "score 0.900"),
+        (((0.2, 0.9, 0), (20.0, 0.8, 1), (0.0, 0.0, 0)), "no partner in the other, but one that overlaps"),
         (((0.0, 0.9, 1), (20.0, 0.8, 1), (0.0, 0.0, 0)), "of class 0"),
         (((0.0, 0.9, 0), (20.0, 0.79, 1), (0.0, 0.0, 0)), "score 0.800"),
         (((0.0, 0.9, 0), (20.0, 0.8, 1), (40.0, 0.5, 0)), "the ONNX file's box"),
@@ -175,7 +176,7 @@ def test_places_are_compared_one_by_one():
             compare_everywhere((boxes, scores), other, longest=64, fp16=False)
 
 
-def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path, capsys):
+def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path, photos, capsys):
     model = exported(tmp_path / "model", "faster_rcnn", head_args={"hidden": 32})
     assert main(["export", str(tmp_path / "model"), "onnx"]) == 2
     assert "head faster_rcnn cannot be written as ONNX, only those that predict at fixed positions" in capsys.readouterr().err
@@ -183,7 +184,7 @@ def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path, capsys):
         export_detector_onnx(model.detector, model.config, tmp_path / "m.onnx", nms="no")
     assert main(["export", str(tmp_path / "model"), "safetensors", "--nms", "inside"]) == 2
     assert "--nms is for onnx alone" in capsys.readouterr().err
-    assert main(["embed", str(tmp_path / "model"), "x.png", "--out", str(tmp_path / "e.csv")]) == 2
+    assert main(["embed", str(tmp_path / "model"), str(photos), "--out", str(tmp_path / "e.csv")]) == 2
     assert "detects, and has no embedding of a whole picture; give its backbone" in capsys.readouterr().err
 
 
