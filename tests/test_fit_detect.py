@@ -14,8 +14,10 @@ from tests.conftest import CONV
 from tests.data.detection.sets import write_set
 from tests.test_fit import assert_same_run, killed, write
 from visiontune.__main__ import main as visiontune_main
+from visiontune.build import derive, find_pictures
 from visiontune.data.detection.read import read_boxes
 from visiontune.fit import main
+from visiontune.recipe import parse_recipe
 
 
 def things(count, seed=0):
@@ -57,6 +59,7 @@ def test_a_run_leaves_a_detector_that_says_what_was_validated(tmp_path, recipe, 
     said = capsys.readouterr().out
     assert "pictures: 14 with 20 boxes to train, 5 with" in said
     assert "views large_scale: random weights need more variety" in said
+    assert "learning rate 0.001" not in said  # the recipe says it
     result = json.loads((out / "result.json").read_text())
     assert result["task"] == "detect"
     assert 0 <= result["map"] <= result["map50"] <= 1
@@ -108,6 +111,15 @@ def test_every_head_by_its_name_alone(tmp_path, recipe):
     for head in ("retinanet", "faster_rcnn"):
         path = write(tmp_path / "r.yaml", recipe | {"head": head})
         assert main([path, "head.pyramid_width=64", "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(("head", "lr"), [("fcos", 1e-3), ("dfine", 1e-4)])
+def test_short_runs_take_larger_steps_but_of_a_detr(recipe, head, lr):
+    del recipe["optim"]
+    parsed = parse_recipe(recipe | {"head": head}).single
+    found, notes = derive(parsed, find_pictures(parsed), 1)
+    assert found.optim.lr == lr
+    assert any("learning rate 0.001: 6 steps are few" in note for note in notes) == (lr == 1e-3)
 
 
 MISTAKES = [

@@ -22,6 +22,7 @@ SIZE = {"gpu": 640, "cpu": 320}  # pixels of a side; 640 as YOLO and DETR's fast
 # Pictures seen from pretrained weights, and from random ones, which take three times as many or more (arXiv 1811.08883, section 4). Ours.
 SEEN = {"gpu": (40_000, 120_000), "cpu": (8_000, 24_000)}
 FEWEST, MOST = 12, 300  # epochs; twelve is the usual schedule for COCO
+SHORT = 10_000  # steps, of which a run with fewer takes larger ones
 UNEVEN = 10  # boxes of the most frequent class for one of the rarest, above which a run says it
 
 
@@ -126,6 +127,11 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool) -> list
             f"epochs {recipe.epochs}: about {seen:,} pictures seen {where} from {'random' if fresh else 'pretrained'} weights (ours), of "
             f"{counted(pictures, 'picture', ',')}; {FEWEST} to {MOST}"
         )
+    steps = recipe.epochs * (pictures // recipe.data.batch_size)
+    matched = any(option.name == "queries" for option in own_options(head.name))  # a DETR, for which large steps are too large
+    if recipe.optim.lr is None and recipe.optim.name in (None, "adamw") and steps < SHORT and not matched:
+        recipe.optim.lr = 1e-3
+        notes.append(f"learning rate 0.001: {counted(steps, 'step', ',')} are few, below {SHORT:,} (ours; benchmarks/detect_bccd.csv)")
     if "ema" not in head.model_fields_set:
         head.ema = 0.998
         notes.append("average of the weights 0.998: it is what is validated and kept (ours; YOLOX takes 0.9998 of many more steps)")
