@@ -166,7 +166,7 @@ def test_compare_of_detectors_is_by_their_map(tmp_path, recipe, annotated):
     folder = tmp_path / "cmp"
     argv = ["compare", write(tmp_path / "r.yaml", recipe), "--weights", "random", "--labels", "50%", "100%", "--min-steps", "0"]
     assert visiontune_main([*argv, "--out", str(folder)]) == 0
-    rows = list(csv.DictReader((folder / "results.csv").open()))
+    rows = list(csv.DictReader((folder / "compare.csv").open()))
     assert [(r["labels"], r["status"]) for r in rows] == [("50 %", "finished"), ("100 %", "finished")]
     for row in rows:
         run = json.loads((folder / row["run"] / "result.json").read_text())

@@ -120,7 +120,7 @@ def test_weights_of_other_networks_and_sizes_are_told_before_anything_runs(tmp_p
 
 
 def test_only_one_classify_recipe_can_be_compared(tmp_path, recipes):
-    with pytest.raises(UserError, match="is of the task pretrain; give a recipe of the task classify"):
+    with pytest.raises(UserError, match="is of the task pretrain; give a recipe that classifies or detects"):
         planned(tmp_path, recipes["simclr"])
     with pytest.raises(UserError, match="has the stages one"):
         planned(tmp_path, {"stages": {"one": recipes["classify"]}})

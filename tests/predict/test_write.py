@@ -12,7 +12,7 @@ import pytest
 
 from visiontune.__main__ import main
 from visiontune.errors import UserError
-from visiontune.predict import Prediction, Predictor, load, whole, write_csv, write_embeddings
+from visiontune.predict import Prediction, Predictor, load, whole_file, write_csv, write_embeddings
 
 
 def rows_of(predictions, **more):
@@ -119,7 +119,7 @@ def test_devices_and_links_are_written_to_as_what_they_are(tuned, mixed, tmp_pat
     read: list[str] = []
     reader = threading.Thread(target=lambda: read.extend(pipe.read_text().splitlines()))
     reader.start()
-    with whole(pipe) as part, part.open("w") as file:
+    with whole_file(pipe) as part, part.open("w") as file:
         write_csv([Prediction("a.png", ("x",), (1.0,))], file)
     reader.join()
     assert read == ["path,label,score", "a.png,x,1.0000"]
