@@ -164,7 +164,19 @@ def test_a_stage_of_boxes_takes_the_backbone_that_an_earlier_one_made(tmp_path, 
 def test_compare_of_detectors_is_by_their_map(tmp_path, recipe, annotated):
     recipe["epochs"] = 1
     folder = tmp_path / "cmp"
-    argv = ["compare", write(tmp_path / "r.yaml", recipe), "--weights", "random", "--labels", "50%", "100%", "--min-steps", "0"]
+    argv = [
+        "compare",
+        write(tmp_path / "r.yaml", recipe),
+        "--weights",
+        "random",
+        "--labels",
+        "50%",
+        "100%",
+        "--min-steps",
+        "0",
+        "--seeds",
+        "1",
+    ]
     assert visiontune_main([*argv, "--out", str(folder)]) == 0
     rows = list(csv.DictReader((folder / "compare.csv").open()))
     assert [(r["labels"], r["status"]) for r in rows] == [("50 %", "finished"), ("100 %", "finished")]
