@@ -149,7 +149,7 @@ def test_the_detect_page_runs_as_it_stands_and_its_yaml_is_sound(tmp_path):
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == {*BOX_PIPELINES, *head_names()}
     commands = re.findall(r"^python -m visiontune (\w+) (.*?)(?:#.*)?$", page, re.MULTILINE)
     for verb, words in commands:
-        options = run_command("-m", "visiontune", verb, "--help").stdout
+        options = run_command("visiontune", verb, "--help").stdout
         assert all(option in options for option in re.findall(r"--\w+", words)), (verb, words)
 
 
