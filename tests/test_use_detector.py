@@ -84,7 +84,8 @@ def test_what_predict_does_not_take_is_told(exported, annotated, capsys, words, 
 
 
 def test_evaluate_judges_on_annotations(exported, annotated, tmp_path, capsys):
-    out = tmp_path / "judged"
+    out, split = tmp_path / "judged", tmp_path / "few.txt"
+    split.write_text("1\n2\n")
     argv = ["evaluate", str(exported), annotated.coco["boxes"], f"images={annotated.images}", "--out", str(out), "--device", "cpu"]
     assert main(argv) == 0
     result = json.loads((out / "result.json").read_text())
@@ -93,6 +94,10 @@ def test_evaluate_judges_on_annotations(exported, annotated, tmp_path, capsys):
     assert "mean average precision at IoU 0.5" in capsys.readouterr().out
     assert "Precision, recall and F1" in (out / "report.html").read_text()
     assert {r["class"] for r in rows_of(out / "classes.csv")} == {"cat", "dog"}
+    own = [*argv[:4], "--device", "cpu"]
+    assert [main(own), main(own), main([*own, f"split={split}"])] == [0, 0, 0]
+    assert sorted(f.name for f in (exported / "evaluate").iterdir()) == ["train.json", "train.json_few"]  # the same data, the same place
+    assert json.loads((exported / "evaluate/train.json_few/result.json").read_text())["pictures"] == 2
     assert main(argv[:3]) == 2
     assert "add images=FOLDER" in capsys.readouterr().err
 

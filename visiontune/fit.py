@@ -182,8 +182,8 @@ def fit(run: "Run", prepared: "Prepared", *, again: bool = False) -> int:
     if hasattr(module, "pictures"):
         callbacks.append(Pictures(first_pictures(data, 8, clean=True), run.pictures, epochs=epochs, draw=figures.picture_rows))
     if isinstance(data, BoxData):
-        least = recipe.data.batch_size // recipe.trainer.accumulate_grad_batches
-        callbacks.append(LargestBatch(data.largest_size, least, data.most_boxes, say=run.say))
+        at_once = recipe.data.batch_size // recipe.trainer.accumulate_grad_batches
+        callbacks.append(LargestBatch(data.largest_size, at_once, data.most_boxes, say=run.say))
     watch = probe = None
     if recipe.task == "pretrain":
         few = build.some_pictures(recipe, tables.train)

@@ -15,7 +15,7 @@ from visiontune.build.pictures import Tables, estimate_statistics, picture_size
 from visiontune.errors import UserError, counted, near
 from visiontune.module import Module
 from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe, Validated
-from visiontune.recipe.schema import is_path, options_of
+from visiontune.recipe.schema import is_path, options_of, repeats_of
 from visiontune.run import Run
 
 
@@ -43,7 +43,7 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
     A resumed run gets its weights from the checkpoint; the file that it once started from may be gone.
     """
     o, b = recipe.optim, recipe.backbone
-    steps_per_epoch = len(tables.train) // recipe.data.batch_size * getattr(recipe.data, "repeats", 1)
+    steps_per_epoch = len(tables.train) // recipe.data.batch_size * repeats_of(recipe)
     common: dict[str, Any] = {
         "image_size": recipe.data.image_size,
         "channels": recipe.data.channels,

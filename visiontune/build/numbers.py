@@ -16,7 +16,7 @@ from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
 from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
-from visiontune.recipe.schema import is_path, options_of
+from visiontune.recipe.schema import is_path, options_of, repeats_of
 
 
 def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list[str]]:
@@ -76,7 +76,7 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     steps = len(tables.train) // batch
     left = len(tables.train) - steps * batch
     rest = f" ({counted(left, 'picture')} left out, others in each epoch)" if left else ""
-    repeats = getattr(found.data, "repeats", 1)
+    repeats = repeats_of(found)
     times = f" x {repeats} repeats" if repeats > 1 else ""
     total = steps * repeats * found.epochs
     given = "log_every_n_steps" in found.trainer.model_fields_set

@@ -7,6 +7,7 @@ from typing import Any
 
 from visiontune.errors import UserError, counted
 from visiontune.recipe import ClassifyRecipe, Judged
+from visiontune.recipe.schema import repeats_of
 
 # The shortest schedule that BiT-HyperRule gives, to tasks of less than 20,000 pictures (Kolesnikov et al. 2020, arXiv 1912.11370). The
 # field gives fewer labels more epochs, though not as many as would make the steps equal: SimCLRv2 60 to 1 % of ImageNet and 30 to 10 %
@@ -66,7 +67,7 @@ def fit_to_labels(recipe: Judged, pictures: int, full: int, min_steps: int, *, d
         derived: epochs where the recipe leaves them open.
     """
     data, epochs = recipe.data, recipe.epochs or derived
-    repeats = own_repeats = getattr(data, "repeats", 1)  # pictures with boxes are read anew for each step
+    repeats = own_repeats = repeats_of(recipe)
     batch = min(data.batch_size, pictures)
     changes, words = {"batch_size": batch}, []
     if batch < data.batch_size:

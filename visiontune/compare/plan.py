@@ -20,7 +20,7 @@ from visiontune.compare.labels import Labels, fit_to_labels
 from visiontune.compare.network import share_network, short_names
 from visiontune.errors import UserError, some
 from visiontune.recipe import DetectRecipe, Judged, Validated, load_recipe, parse_recipe
-from visiontune.recipe.schema import is_path
+from visiontune.recipe.schema import is_path, repeats_of
 from visiontune.recipe.yaml_lines import dump_yaml, read_yaml
 from visiontune.run import recipe_data
 
@@ -187,7 +187,7 @@ def _plan(settings: dict[str, Any], notes: list[str]) -> Plan:
                 said |= dict.fromkeys([f"{labels.name}: {why}"] if why else [])
                 found, _ = build.derive(recipe, tables, 1)
                 assert found.epochs is not None
-                steps = pictures // found.data.batch_size * getattr(found.data, "repeats", 1) * found.epochs
+                steps = pictures // found.data.batch_size * repeats_of(found) * found.epochs
                 folder = f"{_folder(short)}/{_folder(labels.name)}/seed_{seed}"
                 cells.append(Cell(folder, short, labels.name, seed, recipe, pictures, steps))
                 derived.setdefault((labels.name, short), _flat(recipe_data(found)))

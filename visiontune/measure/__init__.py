@@ -1,8 +1,8 @@
 """What was trained, judged: classifiers on labelled pictures, detectors on annotated ones."""
 
 from visiontune.measure.boxes import evaluate_boxes, judge_boxes, write_boxes
-from visiontune.measure.labels import BATCH, evaluate, evaluation_folder, judge, mirrored, write
+from visiontune.measure.labels import BATCH, evaluate, judge, mirrored, write
 
 __all__ = [
-    "BATCH", "evaluate", "evaluate_boxes", "evaluation_folder", "judge", "judge_boxes", "mirrored", "write", "write_boxes",
+    "BATCH", "evaluate", "evaluate_boxes", "judge", "judge_boxes", "mirrored", "write", "write_boxes",
 ]  # fmt: skip

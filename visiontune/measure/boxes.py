@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from visiontune.boxes import Boxes
-from visiontune.data.broken import count_causes
 from visiontune.data.decode import Reading
 from visiontune.data.detection.loader import BoxPictures, make_box_loader
 from visiontune.data.detection.problems import usable
@@ -23,10 +22,10 @@ from visiontune.data.order import EvalOrder
 from visiontune.errors import UserError, near, some
 from visiontune.evaluate.detection import BoxAnswers, box_curves
 from visiontune.evaluate.detection_results import box_results
-from visiontune.measure.labels import evaluation_folder
 from visiontune.predict import BoxPrediction, BoxPredictor, write_box_csv
 from visiontune.report import detection
 from visiontune.report.boxes import load_cases
+from visiontune.report.folder import evaluation_folder, identity_of
 
 BATCH = 16
 KEYS = ("images", "split")
@@ -149,7 +148,7 @@ def evaluate_boxes(
         path: where it comes from.
         model: the detector.
         boxes: COCO's .json, a folder of Pascal VOC's .xml or of YOLO's .txt.
-        out: folder; None: `evaluate/NAME` in the run, by the name of the annotations.
+        out: folder; None: `evaluate/NAME` in the run, see `evaluation_folder`.
         csv: another file for the predictions.
         overrides: `images=FOLDER`, which must be there, and `split=names.txt`.
         workers: loader processes.
@@ -171,7 +170,8 @@ def evaluate_boxes(
         given[key] = value
     if "images" not in given:
         raise UserError(f"evaluate: {path} detects: {boxes} is taken for annotations; add images=FOLDER, where their pictures are")
-    folder = evaluation_folder(path, boxes.removesuffix(".json"), out)
+    part = Path(given["split"]).stem if "split" in given else None
+    folder = evaluation_folder(path, boxes, out, part)
     read = read_boxes(given["images"], boxes, split=given.get("split"), classes=model.class_names, key="evaluate", reading=model.reading)
     table = usable(read, least=0.0, key="evaluate")
     found = judge_boxes(
@@ -185,13 +185,16 @@ def evaluate_boxes(
     )
     folder.mkdir(parents=True, exist_ok=True)
     notes = list(table.notes)
-    result: dict[str, Any] = {"task": "evaluate", "what": f"{path} on {boxes}", "model": str(Path(path).absolute()), "data": boxes}
+    result: dict[str, Any] = {
+        "task": "evaluate",
+        "what": f"{path} on {boxes}" + (f", part {part}" if part else ""),
+        "model": str(Path(path).absolute()),
+        "data": boxes,
+        **identity_of(boxes, part),
+    }
     result |= write_boxes(found, folder, threshold=model.shown_from, predictions=Path(csv) if csv else None)
     if absent := [name for name, count in zip(table.classes, table.class_counts().tolist(), strict=True) if not count]:
         notes.append(f"classes without a box in {boxes}, left out of means: {some(absent, 10)}")
-    if found.broken:
-        notes.append(f"pictures that could not be read, left out: {len(found.broken)} ({count_causes(c for _, c in found.broken)})")
-        result["broken_pictures"] = len(found.broken)
     result["pictures"] = found.answers.N
-    write_evaluation(folder, result, found.broken, notes)
+    result, notes = write_evaluation(folder, result, found.broken, notes)
     return result, folder, notes

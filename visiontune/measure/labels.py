@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from visiontune.checks import TABLE_KEYS, data_of
-from visiontune.data.broken import count_causes
 from visiontune.data.decode import BrokenPicture, Picture, Reading
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder
@@ -255,11 +254,8 @@ def evaluate(
     absent = [name for name, count in zip(found.names, table.class_counts(), strict=True) if not count]
     if absent:
         notes.append(f"classes without a picture in {data}, left out of means: {some(absent, 10)}")
-    if found.broken:
-        notes.append(f"pictures that could not be read, left out: {len(found.broken)} ({count_causes(c for _, c in found.broken)})")
-        result["broken_pictures"] = len(found.broken)
     result["pictures"] = found.answers.N
-    write_evaluation(folder, result, found.broken, notes)
+    result, notes = write_evaluation(folder, result, found.broken, notes)
     return result, folder, notes
 
 

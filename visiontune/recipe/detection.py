@@ -11,6 +11,7 @@ from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, Positive
 from visiontune.recipe.options import attribute_meanings, detection_heads, read_options
 from visiontune.recipe.sections import Ascending, Pixels, Section, named, pipeline_named
 
+DEFAULT = "fcos"
 OWN = "package.module.Class"  # stands for the name of a head of the user's own
 
 
@@ -88,14 +89,14 @@ def _users_model() -> type[BaseModel]:
 
 
 def _tag(value: Any) -> str:
-    name = value.get("name", "fcos") if isinstance(value, dict) else getattr(value, "name", "")
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", "")
     return OWN if isinstance(name, str) and "." in name else str(name)
 
 
 def _with_name(value: Any) -> Any:
     """A bare string means `{name: ...}`; options without a name are those of the first choice."""
     value = named(value)
-    return {"name": "fcos"} | value if isinstance(value, dict) else value
+    return {"name": DEFAULT} | value if isinstance(value, dict) else value
 
 
 _tagged = [Annotated[_head_model(name), Tag(name)] for name in detection_heads()] + [Annotated[_users_model(), Tag(OWN)]]
@@ -103,4 +104,4 @@ DetectionHead: Any = Annotated[Union[tuple(_tagged)], Discriminator(_tag), Befor
 
 
 def default_head() -> Any:
-    return _head_model("fcos")(name="fcos")
+    return _head_model(DEFAULT)(name=DEFAULT)

@@ -100,6 +100,11 @@ def options_of(recipe: Recipe) -> Any:
     return read_options("finetune", recipe.task)
 
 
+def repeats_of(recipe: Recipe) -> int:
+    """Steps in a row on the same pictures, decoded once. Those with boxes are read anew for each step."""
+    return getattr(recipe.data, "repeats", 1)
+
+
 def table_settings(section: Data | Probe) -> TableSettings:
     """What a section of a recipe says of its tables."""
     columns = section.columns

@@ -86,8 +86,17 @@ def write_report(run: Run, notes: list[str], machine: dict[str, Any], *, steps_p
     run.card_file.write_text(card(run, result, notes))
 
 
-def write_evaluation(folder: Path, result: dict[str, Any], broken: list[tuple[str, str]], notes: list[str]) -> None:
-    """`result.json` and `report.html` of an evaluation, from it and the tables and pictures in its folder."""
+def write_evaluation(
+    folder: Path, result: dict[str, Any], broken: list[tuple[str, str]], notes: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """`result.json` and `report.html` of an evaluation, from it and the tables and pictures in its folder.
+
+    Returns:
+        result and notes, with what is said of pictures that could not be read.
+    """
+    if broken:
+        notes = [*notes, f"pictures that could not be read, left out: {len(broken)} ({count_causes(cause for _, cause in broken)})"]
+        result = result | {"broken_pictures": len(broken)}
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     page = jinja2.Environment(autoescape=True).from_string(PAGE)
     text = page.render(
@@ -101,6 +110,7 @@ def write_evaluation(folder: Path, result: dict[str, Any], broken: list[tuple[st
         machine=_machine_rows(environment()),
     )
     (folder / "report.html").write_text(readable(text))
+    return result, notes
 
 
 def _judged(folder: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
