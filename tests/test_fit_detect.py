@@ -149,6 +149,13 @@ def test_the_cause_is_named(tmp_path, recipe, capsys, changes, message):
     assert message in error
 
 
+def test_that_nothing_can_count_is_told_before_anything_is_trained(tmp_path, recipe, capsys, monkeypatch):
+    monkeypatch.setattr("visiontune.metrics.detection.COUNTERS", ())
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(tmp_path / "run")]) == 2
+    assert "pip install faster-coco-eval" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_stage_of_boxes_takes_the_backbone_that_an_earlier_one_made(tmp_path, recipe, annotated):
     first = {"task": "pretrain", "method": "simclr", "backbone": CONV, "epochs": 1, "optim": {"lr": 0.01}}
     first["data"] = {"train": str(annotated[0].images), "image_size": 32, "batch_size": 8, "workers": 0}

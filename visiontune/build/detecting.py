@@ -15,6 +15,7 @@ from visiontune.data.detection.read import read_boxes
 from visiontune.data.detection.table import BoxTable
 from visiontune.data.detection.views import BOX_PIPELINES, BoxView
 from visiontune.errors import UserError, counted, some
+from visiontune.metrics.detection import find_counter
 from visiontune.recipe import DetectRecipe
 from visiontune.recipe.detection import BoxSource, own_options
 
@@ -30,8 +31,9 @@ def box_tables(recipe: DetectRecipe, reading: Reading) -> tuple[BoxTable, BoxTab
     """Pictures with boxes to train and to validate on, and in words what was found.
 
     Raises:
-        UserError: if something is missing, cannot be understood, or does not fit together.
+        UserError: if something is missing, cannot be understood, or does not fit together; if nothing is installed that counts.
     """
+    find_counter()  # a run ends with what it counts: hours before that is when to say that nothing can
     data = recipe.data
     train = _read(data.train, "data.train", reading)
     notes = list(train.notes)

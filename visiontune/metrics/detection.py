@@ -148,7 +148,7 @@ def find_counter() -> str:
     if name is None:
         raise UserError(
             "validation: mean average precision needs faster-coco-eval or pycocotools, and neither is installed; "
-            "pip install faster-coco-eval, or train without validation pictures"
+            "pip install faster-coco-eval (extra `detection`), or, with loaders of your own, train without validation pictures"
         )
     return name
 
