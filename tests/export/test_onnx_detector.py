@@ -21,6 +21,7 @@ from visiontune.heads.dense import Limits
 from visiontune.predict import OnnxDetector
 
 NAMES = ["cat", "dog", "elk"]
+DETRS = ("dfine", "rtdetrv2", "deimv2")
 
 
 def exported(folder, head="fcos", **more):
@@ -29,6 +30,8 @@ def exported(folder, head="fcos", **more):
     options = {"head": head, "pyramid_width": 64, "max_detections": 20, **more}
     if head == "fcos":
         options["head_args"] = {"convolutions": 1}
+    if head in DETRS:
+        options["head_args"] = {"hidden": 32, "decoder_layers": 2, "queries": 30, "denoising": 0}
     args = {"num_classes": len(NAMES), "class_names": NAMES, "freeze_batch_norms": False, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
     detector = Detector(CONV["name"], backbone_args=CONV["args"], image_size=64, **options, **args).eval()
     with torch.no_grad():
@@ -39,6 +42,8 @@ def exported(folder, head="fcos", **more):
                 weights.normal_(std=0.05)
             elif name.endswith("cls_logits.bias"):
                 weights.fill_(-1.0)
+            elif "enc_score_head" in name or "class_embed" in name:
+                weights.normal_(std=0.5)
     mean, std = image_statistics(detector)
     facts = {"options": options, "mean": mean, "std": std, "class_names": NAMES, "shown_from": 0.2}
     save_detector_folder(detector.trained, folder, detector.spec, **facts)
@@ -110,6 +115,19 @@ def test_nms_outside_gives_boxes_and_scores_of_all_anchors_and_is_done_where_the
         agree(ours.boxes, theirs.boxes)
 
 
+@pytest.mark.parametrize("head", [DETRS[0], *(pytest.param(head, marks=pytest.mark.slow) for head in DETRS[1:])])
+def test_a_head_with_queries_predicts_in_a_file_as_the_run_does(tmp_path, photos, head, capsys):
+    model = exported(tmp_path / "model", head)
+    done = export_detector_onnx(model.detector, model.config, tmp_path / "m.onnx", input="nchw")
+    assert done.boxes > 20
+    assert "NonMaxSuppression" not in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    for ours, theirs in zip(*(list(visiontune.load(f).predict(photos)) for f in (tmp_path / "model", tmp_path / "m.onnx")), strict=True):
+        agree(ours.boxes, theirs.boxes)
+    for more, said in ((["--dynamic"], "--dynamic: a head with queries"), (["--nms", "outside"], "--nms outside: a head with queries")):
+        assert main(["export", str(tmp_path / "model"), "onnx", *more]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_half_precision_and_pictures_in_which_nothing_is_found(tmp_path):
     model = exported(tmp_path / "model", score_threshold=0.999)
     done = export_detector_onnx(model.detector, model.config, tmp_path / "none.onnx", fp16=True)  # nothing is found, in no picture
@@ -179,7 +197,7 @@ def test_places_are_compared_one_by_one():
 def test_what_cannot_be_exported_is_told_in_one_sentence(tmp_path, photos, capsys):
     model = exported(tmp_path / "model", "faster_rcnn", head_args={"hidden": 32})
     assert main(["export", str(tmp_path / "model"), "onnx"]) == 2
-    assert "head faster_rcnn cannot be written as ONNX, only those that predict at fixed positions" in capsys.readouterr().err
+    assert "head faster_rcnn cannot be written as ONNX, only those whose predictions have a fixed number" in capsys.readouterr().err
     with pytest.raises(UserError, match="--nms: got 'no'; allowed: inside, outside"):
         export_detector_onnx(model.detector, model.config, tmp_path / "m.onnx", nms="no")
     assert main(["export", str(tmp_path / "model"), "safetensors", "--nms", "inside"]) == 2

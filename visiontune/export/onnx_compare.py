@@ -18,7 +18,8 @@ Outputs = Sequence[Tensor]
 # that the last digit of a coordinate moves the overlap. The second: at half precision.
 EXACT, HALF = (0.99, 1e-3, 0.01), (0.9, 2e-2, 0.5)
 # NMS decides by comparing: where two candidates overlap by nearly its limit, or have nearly one score, a difference in the seventh digit
-# keeps another one. A box may be without a partner where such a rival stands for it, and no more than this share of all.
+# keeps another one. A box may be without a partner where such a rival stands for it, and no more than this share of all. Where nothing is
+# suppressed, queries are chosen likewise, the positions with the highest scores, and any box of the class may stand for another.
 FLIPPED = 0.02
 NEAR_LIMIT = 0.01
 SHAPES = 12
@@ -74,7 +75,9 @@ def _without_partner(
     apart = (scores[:, None] - other_scores).abs()
     near = (overlap >= least_iou) | ((xyxy[:, None] - others).abs().amax(dim=-1) <= most_corner)
     partner = same & near & (apart <= most_score)
-    rival = same & (overlap >= limits.nms - NEAR_LIMIT) & (other_scores >= scores[:, None] - most_score)
+    rival = same & (other_scores >= scores[:, None] - most_score)
+    if limits.nms is not None:
+        rival &= overlap >= limits.nms - NEAR_LIMIT
     differences = apart.where(partner, torch.inf).amin(dim=1) if len(others) else torch.full_like(scores, torch.inf)
     alone = differences.isinf()
     kept = differences[~alone]

@@ -15,7 +15,7 @@ from visiontune.errors import UserError
 from visiontune.export.onnx_compare import compare_detections, compare_everywhere, scenes
 from visiontune.export.onnx_file import OLDEST_OPSET, OUTPUT_KEY, Input, PictureGraph, check_target, noise, save_compared, trace
 from visiontune.export.onnx_graph import OnnxFile
-from visiontune.export.onnx_nms import OPERATORS, suppress_boxes
+from visiontune.export.onnx_operators import OPERATORS, suppress_boxes
 from visiontune.heads import dense
 
 Nms = Literal["inside", "outside"]
@@ -78,8 +78,8 @@ def export_detector_onnx(
     """Write a detector, and compare it with PyTorch on noise and on painted scenes, one and three at a time.
 
     The file's input is `pictures`. Its outputs, with NMS inside: `boxes` (B, D, 4), `scores` (B, D), highest first, `labels` (B, D) from 0;
-    where fewer are found, the rest has score 0. With NMS outside: `boxes` (B, P, 4) and `scores` (B, P, K), for runtimes that lack
-    ONNX's NonMaxSuppression or have their own. B is free.
+    where fewer are found, the rest has score 0. So are those of a head with queries, which suppresses nothing. With NMS outside: `boxes`
+    (B, P, 4) and `scores` (B, P, K), for runtimes that lack ONNX's NonMaxSuppression or have their own. B is free.
 
     Args:
         detector: a `visiontune.Detector`; it stays as it is.
@@ -106,9 +106,12 @@ def export_detector_onnx(
     if not hasattr(detector.head, "dense"):
         name = config["detector"].get("head", type(detector.head).__module__.rpartition(".")[2])
         raise UserError(
-            f"export: head {name} cannot be written as ONNX, only those that predict at fixed positions can: train head fcos or retinanet, "
-            "or use the run itself by visiontune.load(RUN)"
+            f"export: head {name} cannot be written as ONNX, only those whose predictions have a fixed number can: train head fcos, "
+            "retinanet, rtdetrv2, dfine or deimv2, or use the run itself by visiontune.load(RUN)"
         )
+    if not getattr(detector.head, "PYRAMID", True) and (dynamic or nms == "outside"):
+        option, why = ("--dynamic", "has anchors for one size of pictures") if dynamic else ("--nms outside", "suppresses nothing")
+        raise UserError(f"{option}: a head with queries {why}; leave {option} out")
     graph, reference = (DetectorGraph(detector, config, input=input, fp16=half, nms=nms).eval() for half in (fp16, False))
     channels, H, W = config["pretrained_cfg"]["input_size"]
     size = (-(-H // 32) * 32, -(-W // 32) * 32) if dynamic else (H, W)

@@ -1,4 +1,5 @@
-"""What a head predicts at every position, as boxes: the best candidates of each level, of those that overlap the best, best first.
+"""What a head predicts at every position, or for every query, as boxes: the best candidates of each level, of those that overlap the best,
+best first.
 
 Tensors of fixed sizes, and no Python that hangs on their values, so that a graph can hold it. B pictures, P positions (of a level, or of
 all), K classes, C candidates of all levels, D detections. Boxes are xyxy in pixels of the network's input.
@@ -26,14 +27,14 @@ class Limits:
     Attributes:
         num_classes: K.
         score: detections have a higher one.
-        nms: largest overlap (IoU) of two detections of one class.
+        nms: largest overlap (IoU) of two detections of one class; None: any.
         candidates: at most so many of a level.
         detections: at most so many of a picture.
     """
 
     num_classes: int
     score: float
-    nms: float
+    nms: float | None
     candidates: int
     detections: int
 
@@ -64,7 +65,9 @@ def best(levels: Sequence[Level], limits: Limits, suppress: Suppress = suppress)
         `(B, D, 4)`, `(B, D)`, `(B, D)` int64, D the lower of `limits.detections` and C.
     """
     boxes, scores, labels = candidates(levels, limits)
-    scores, at = (scores * suppress(boxes, scores, labels, limits.nms)).topk(min(limits.detections, scores.shape[1]))
+    if limits.nms is not None:
+        scores = scores * suppress(boxes, scores, labels, limits.nms)
+    scores, at = scores.topk(min(limits.detections, scores.shape[1]))
     return _rows(boxes, at), scores, labels.gather(1, at)
 
 

@@ -1,4 +1,4 @@
-"""Rows and sums of every process, with the right gradient."""
+"""Rows, sums and means of every process, with the right gradient."""
 
 import torch
 import torch.distributed as dist
@@ -49,6 +49,19 @@ class _Sum(torch.autograd.Function):
 def sum_with_grad(x: Tensor) -> Tensor:
     """The sum over processes, the same on each; unchanged without `torch.distributed`. The gradient sums what all did with it."""
     return _Sum.apply(x) if world_size() > 1 else x
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Without a gradient; unchanged without `torch.distributed`.
+
+    What a loss is divided by, if it is a sum over as many boxes as there happen to be: DistributedDataParallel's mean of the gradients is
+    then that of all pictures together, and no process with few boxes outweighs the others.
+    """
+    if world_size() == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x / dist.get_world_size()
 
 
 def world_size() -> int:

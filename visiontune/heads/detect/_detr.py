@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.ops import batched_nms
 
 from visiontune.boxes import Boxes
-from visiontune.heads.detect._shared import covered, exact, full_precision
+from visiontune.heads import dense
+from visiontune.heads.detect._shared import covered, exact, full_precision, predict_densely
 from visiontune.heads.detect._transformers import Encoded, Passed
 from visiontune.losses.detr import box_losses, fine_grained_localization, matched, self_distillation
+from visiontune.losses.gather import mean_over_processes
 from visiontune.losses.matching import Truth, centres, corners, match, noised_assignment, union
 
 
@@ -144,19 +145,19 @@ class DETR(nn.Module):
         plain = predicted.part(slice(noised, None)).after(outputs.enc_topk_logits, outputs.enc_topk_bboxes)
         own = match(plain.logits, plain.boxes, truth)  # (S, B, Q); here the step waits, once
         joint = np.broadcast_to(union(own, truth.labels.shape[1]), own.shape) if self.UNION else own
-        count = max(1, sum(truth.counts))
-        joint_count = max(1, int((joint[0] >= 0).sum())) if self.UNION else count
+        boxes, groups = sum(truth.counts), noise["dn_num_group"] if noise else 0
+        counts = torch.tensor([boxes, int((joint[0] >= 0).sum()) if self.UNION else boxes, boxes * groups], dtype=torch.float32)
+        count, joint_count, noised_count = mean_over_processes(counts.to(plain.logits.device, non_blocking=True)).clamp(min=1)
         assigned = torch.from_numpy(np.stack([own, joint])).to(plain.logits.device, non_blocking=True)
         losses = self.of_layers(plain, truth, assigned[0], assigned[1], count, joint_count)
         if noise:
-            fixed = noised_assignment(truth, noise["dn_num_group"]).expand(len(predicted.logits), -1, -1)
-            count *= noise["dn_num_group"]
-            parts = self.of_layers(predicted.part(slice(noised)), truth, fixed, fixed, count, count)
+            fixed = noised_assignment(truth, groups).expand(len(predicted.logits), -1, -1)
+            parts = self.of_layers(predicted.part(slice(noised)), truth, fixed, fixed, noised_count, noised_count)
             losses["denoising"] = torch.stack(list(parts.values())).sum()
         return losses
 
     def of_layers(
-        self, predicted: Predicted, truth: Truth, own: Tensor, joint: Tensor, count: float, joint_count: float
+        self, predicted: Predicted, truth: Truth, own: Tensor, joint: Tensor, count: Tensor, joint_count: Tensor
     ) -> dict[str, Tensor]:
         """Sums over all predictions: of classes by each one's own matches `(S, B, Q)`, of boxes and sides by those of `joint`."""
         _, labels, there = matched(truth, own)
@@ -175,22 +176,20 @@ class DETR(nn.Module):
 
     # ---------------------------------------------------------------- prediction
 
-    def predict(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
-        with full_precision(features):
-            outputs = self.decode(self.encode(exact(self, features)), None)
+    @property
+    def limits(self) -> dense.Limits:
+        """All that a picture may have are candidates."""
+        return dense.Limits(self.model.config.num_labels, self.score_threshold, self.nms, self.max_detections, self.max_detections)
+
+    def dense(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[dense.Level]:
+        """Boxes `(B, Q, 4)` in pixels, cut to the picture, and scores `(B, Q, K)`, as one level."""
+        outputs = self.decode(self.encode(exact(self, features)), None)
         scores, xyxy = outputs.intermediate_logits[:, -1].float().sigmoid(), corners(outputs.intermediate_reference_points[:, -1].float())
         H, W = covered(features)
-        xyxy = xyxy * xyxy.new_tensor([W, H, W, H])
-        K = scores.shape[-1]
-        best, index = scores.flatten(1).topk(min(self.max_detections, scores[0].numel()))  # (B, max_detections)
-        return [self._kept(Boxes(xyxy[b, i // K], i % K, s), image_size) for b, (s, i) in enumerate(zip(best, index, strict=True))]
+        return [(dense.cut(xyxy * xyxy.new_tensor([W, H, W, H]), image_size), scores)]
 
-    def _kept(self, found: Boxes, image_size: tuple[int, int]) -> Boxes:
-        assert found.scores is not None
-        found = found.clip(*image_size)
-        there = (found.xyxy[:, 2:] > found.xyxy[:, :2]).all(dim=1) & (found.scores >= self.score_threshold)
-        found = found.take(there)
-        return found if self.nms is None else found.take(batched_nms(found.xyxy, found.scores, found.labels, self.nms))  # type: ignore[arg-type]
+    def predict(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
+        return predict_densely(self, features, image_size)
 
 
 def normalized(targets: Sequence[Boxes], size: tuple[int, int]) -> Truth:

@@ -91,6 +91,6 @@ def full_precision(features: Sequence[Tensor]) -> torch.autocast:
 
 
 def predict_densely(net: Any, features: Sequence[Tensor], image_size: tuple[int, int]) -> list[Boxes]:
-    """Boxes of a head that predicts at every position of every level: in fp32 throughout. See `Head.dense` of FCOS and RetinaNet."""
+    """Boxes of a head that predicts at every position of every level, or for every query: in fp32 throughout. See `Head.dense` of FCOS."""
     with full_precision(features):
         return dense.as_boxes(*dense.best(net.dense(features, image_size), net.limits))

@@ -13,6 +13,19 @@ from torchvision.models import detection
 from visiontune.boxes import Boxes
 from visiontune.heads import dense
 from visiontune.heads.detect._shared import LEVELS, Anchors, Coarser, Width, as_dicts, exact, floats, full_precision, predict_densely
+from visiontune.losses.gather import mean_over_processes
+
+
+class Towers(detection.fcos.FCOSHead):
+    """torchvision's, its losses divided by how many positions learn boxes on an average process, not on this one."""
+
+    def compute_loss(
+        self, targets: list[dict[str, Tensor]], head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        own = torch.stack(matched_idxs).ge(0).sum().float()
+        share = own.clamp(min=1) / mean_over_processes(own).clamp(min=1)
+        return {name: loss * share for name, loss in losses.items()}
 
 
 class Head(detection.FCOS):
@@ -50,7 +63,7 @@ class Head(detection.FCOS):
             Width(width),
             num_classes,
             anchor_generator=Anchors(tuple((s,) for s in LEVELS), ((1.0,),) * len(LEVELS)),
-            head=detection.fcos.FCOSHead(width, 1, num_classes, convolutions),
+            head=Towers(width, 1, num_classes, convolutions),
             center_sampling_radius=center_radius,
             score_thresh=score_threshold,
             nms_thresh=self.NMS if nms is None else nms,

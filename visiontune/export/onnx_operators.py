@@ -1,4 +1,5 @@
-"""Non-maximum suppression of a batch as one operator: torchvision's in PyTorch, ONNX's NonMaxSuppression in a file.
+"""What torch's exporter does not know, in ONNX's operators. Foremost non-maximum suppression of a batch as one operator: torchvision's in
+PyTorch, ONNX's NonMaxSuppression in a file.
 
 B pictures, C candidates, K classes, M of them that are kept. An exporter would write a loop over pictures for as many as it saw.
 """
@@ -46,4 +47,15 @@ def write_suppress_boxes(boxes: Any, scores: Any, labels: Any, iou: float, num_c
     return op.ScatterND(op.Mul(scores, op.Constant(value_float=0.0)), at, ones)
 
 
-OPERATORS = {torch.ops.visiontune.suppress_boxes.default: write_suppress_boxes}
+def write_is_all_true(values: Any) -> Any:
+    """What transformers' checks of shapes become when they are traced."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+    return op.Cast(op.ReduceMin(op.Cast(values, to=6), keepdims=0), to=9)  # through int32: booleans have no minimum
+
+
+OPERATORS = {
+    torch.ops.visiontune.suppress_boxes.default: write_suppress_boxes,
+    torch.ops.aten._is_all_true.default: write_is_all_true,
+}
