@@ -23,7 +23,11 @@ SIZE = {"gpu": 640, "cpu": 320}  # pixels of a side; 640 as YOLO and DETR's fast
 # Pictures seen from pretrained weights, and from random ones, which take three times as many or more (arXiv 1811.08883, section 4). Ours.
 SEEN = {"gpu": (40_000, 120_000), "cpu": (8_000, 24_000)}
 FEWEST, MOST = 12, 300  # epochs; twelve is the usual schedule for COCO
+# Heads on a CPU: with 256 and 4 they take ten times the arithmetic of a small backbone. Ours.
+SLIM = {"pyramid_width": 96, "convolutions": 2}
 SHORT = 10_000  # steps, of which a run with fewer takes larger ones
+# Steps, of which a run with fewer takes more and smaller ones. Ours.
+FEW, SMALL_BATCH = 2_000, 8
 UNEVEN = 10  # boxes of the most frequent class for one of the rarest, above which a run says it
 
 
@@ -121,6 +125,14 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool) -> list
     if fresh and "backbone_lr_factor" not in head.model_fields_set:
         head.backbone_lr_factor = 1.0
         notes.append("learning rate of the backbone as of the head: its weights are random")
+    matched = any(option.name == "queries" for option in own_options(head.name))  # a DETR
+    if on_cpu and not matched:
+        slim = {key: n for key, n in SLIM.items() if key in type(head).model_fields and key not in head.model_fields_set}
+        for key, n in slim.items():
+            setattr(head, key, n)
+        if slim:
+            usual = ", ".join(f"{key} {n} instead of {type(head).model_fields[key].default}" for key, n in slim.items())
+            notes.append(f"a slim head, {usual}: on a CPU the usual one would take most of the time (ours; benchmarks/detect_bccd.csv)")
     if recipe.epochs is None:
         seen = SEEN["cpu" if on_cpu else "gpu"][fresh]
         recipe.epochs = min(MOST, max(FEWEST, round(seen / pictures)))
@@ -130,7 +142,12 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool) -> list
             f"{counted(pictures, 'picture', ',')}; {FEWEST} to {MOST}"
         )
     steps = recipe.epochs * (pictures // recipe.data.batch_size)
-    matched = any(option.name == "queries" for option in own_options(head.name))  # a DETR, for which large steps are too large
+    if "batch_size" not in recipe.data.model_fields_set and steps < FEW:
+        recipe.data.batch_size = small = min(SMALL_BATCH, pictures)
+        few = counted(steps, "step", ",")
+        notes.append(f"batches of {small}: of 16 there would be {few}, and below {FEW:,} more of them help (ours)")
+        steps = recipe.epochs * (pictures // small)
+    # Large steps are too large for a DETR.
     if recipe.optim.lr is None and recipe.optim.name in (None, "adamw") and steps < SHORT and not matched:
         recipe.optim.lr = 1e-3
         notes.append(f"learning rate 0.001: {counted(steps, 'step', ',')} are few, below {SHORT:,} (ours; benchmarks/detect_bccd.csv)")

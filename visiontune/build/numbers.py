@@ -24,7 +24,7 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     found = recipe.model_copy(deep=True)
     notes = _derive_backbone(found)
     own = dict(Module.OPTIM) | {"betas": (0.9, 0.999), "momentum": 0.9} | options_of(recipe).optim
-    o, batch = found.optim, found.data.batch_size
+    o = found.optim
 
     if isinstance(found, PretrainRecipe):
         notes += _derive_method(found, len(tables.train))
@@ -34,6 +34,7 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     else:
         several = tables.train.targets is not None
         notes += fill_tuning(found, len(tables.train), several=several, on_cpu=on_cpu(found.trainer.accelerator))
+    batch = found.data.batch_size
     if o.name is None or o.name == own["name"]:
         end = own.get("weight_decay_end")
         if end is not None and o.weight_decay_end is None and o.weight_decay in (None, own["weight_decay"]):

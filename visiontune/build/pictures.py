@@ -89,7 +89,8 @@ def find_pictures(recipe: Recipe) -> Tables:
             labelled, judged = probe = probe_tables(recipe.probe, data.max_broken)
             notes += (*labelled.notes, *judged.notes)
             notes.append(f"probe: {counted(len(labelled), 'labelled picture')} to fit, {len(judged)} to score")
-    if len(train) < recipe.data.batch_size:
+    follows = isinstance(recipe, DetectRecipe) and "batch_size" not in recipe.data.model_fields_set  # from how many there are
+    if len(train) < recipe.data.batch_size and not follows:
         raise UserError(
             f"data.batch_size: got {recipe.data.batch_size}, but there are no more than {counted(len(train), 'picture')} to train on; "
             f"give at most that, e.g. data.batch_size={max(1, len(train) // 2)}"

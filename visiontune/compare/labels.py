@@ -69,8 +69,9 @@ def fit_to_labels(recipe: Judged, pictures: int, full: int, min_steps: int, *, d
     data, epochs = recipe.data, recipe.epochs or derived
     repeats = own_repeats = repeats_of(recipe)
     batch = min(data.batch_size, pictures)
-    changes, words = {"batch_size": batch}, []
-    if batch < data.batch_size:
+    changes, words = {}, []
+    if batch < data.batch_size:  # left alone where it is not: what a recipe leaves open is then found as in any run
+        changes["batch_size"] = batch
         words.append(f"batches of {batch}, there are no more pictures")
     found = recipe.model_copy(update={"data": data.model_copy(update=changes)})
     if epochs is None:
