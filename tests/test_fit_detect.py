@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import visiontune
 from tests.conftest import CONV
@@ -18,6 +19,7 @@ from visiontune.build import derive, find_pictures
 from visiontune.data.detection.read import read_boxes
 from visiontune.fit import main
 from visiontune.recipe import parse_recipe
+from visiontune.run import given_data, recipe_data
 
 
 def things(count, seed=0):
@@ -136,6 +138,18 @@ def test_few_pictures_on_a_cpu_get_small_batches_and_a_slim_head(recipe, head, s
     assert (found.data.batch_size, found.head.pyramid_width, found.head.convolutions) == (14, 64, 2)
 
 
+def test_a_recipe_that_is_written_down_leaves_open_what_it_left_open(recipe):
+    del recipe["data"]["batch_size"]
+    given = parse_recipe(recipe | {"head": {"name": "fcos", "ema": None}}).single
+    plan = parse_recipe(given_data(given)).single
+    for section in ("head", "data", "optim", "trainer", "backbone"):
+        assert getattr(plan, section).model_fields_set == getattr(given, section).model_fields_set
+    found, _ = derive(plan, find_pictures(plan), 1)
+    assert (found.head.ema, found.data.batch_size) == (None, 8)
+    again = parse_recipe(recipe_data(found)).single
+    assert derive(again, find_pictures(again), 1)[0].model_dump() == again.model_dump()  # a run that goes on has the same numbers
+
+
 MISTAKES = [
     ("a head that is none", {"head": "fcoss"}, "head: got 'fcoss'; allowed: "),
     (
@@ -204,6 +218,9 @@ def test_compare_of_detectors_is_by_their_map(tmp_path, recipe, annotated):
     for row in rows:
         run = json.loads((folder / row["run"] / "result.json").read_text())
         assert float(row["map"]) == pytest.approx(run["map_last"], abs=1e-6)
+        trained = yaml.safe_load((folder / row["run"] / "recipe.yaml").read_text())
+        assert trained["head"]["freeze_batch_norms"] is False  # as of any run from random weights: the comparison leaves it open, too
+        assert trained["head"]["backbone_lr_factor"] == 1
 
 
 def test_compare_counts_pictures_with_boxes_by_shares_alone(tmp_path, recipe, capsys):

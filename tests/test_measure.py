@@ -23,7 +23,7 @@ from visiontune.data.views import CenterCrop
 from visiontune.errors import UserError
 from visiontune.fit import main
 from visiontune.measure import judge, mirrored, write
-from visiontune.report.folder import evaluation_folder, identity_of
+from visiontune.report.folder import clear_evaluation, evaluation_folder, identity_of
 
 
 def rows_of(file):
@@ -183,6 +183,22 @@ def test_a_backbone_and_a_full_folder_are_refused(run, pictures, tmp_path, capsy
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         evaluation_folder(str(run), "val", str(tmp_path / "file"))
+
+
+def test_what_is_no_evaluation_is_left_as_it_is(tmp_path):
+    own = tmp_path / "project"
+    (own / "pictures").mkdir(parents=True)
+    (own / "pictures" / "holiday.jpg").write_text("")
+    (own / "predictions.csv").write_text("")
+    with pytest.raises(UserError, match="is not empty and holds no evaluation"):
+        evaluation_folder("run", "val", str(own))
+    (own / "result.json").write_text(json.dumps(identity_of("val", None)))  # an evaluation, with something of the user's in it
+    (own / "predictions.csv").unlink()  # its rows went to another file
+    (own / "pictures" / "worst.png").write_text("")
+    assert evaluation_folder("run", "val", str(own)) == own
+    assert (own / "pictures" / "worst.png").is_file()  # what replaces it is not there yet
+    clear_evaluation(own)
+    assert [f.name for f in (own / "pictures").iterdir()] == ["holiday.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,14 @@
 M boxes. Labels count from 0; there is no class for the background here, whatever a head makes of it inside.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 # What stands where there is no picture: about the mean of photographs (ImageNet's is 124, 116, 104), nearly 0 after normalisation.
 FILL = 114
@@ -83,3 +87,54 @@ class Letterbox:
 
     def _shift(self, like: Tensor) -> Tensor:
         return like.new_tensor([self.left, self.top, self.left, self.top])
+
+
+class _Carried(Generic[T]):
+    """What a batch holds of each picture, beside the pictures. No list: Lightning takes lists apart to change the precision of what is in
+    them, and boxes must keep theirs."""
+
+    def __init__(self, items: Iterable[T] = ()) -> None:
+        self.items = tuple(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __getitem__(self, i: int) -> T:
+        return self.items[i]
+
+
+class BoxList(_Carried[Boxes]):
+    """The boxes of each picture of a batch.
+
+    From a loader worker, and to a device, they go as two tensors for all of them: each tensor costs an open file or a transfer.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _boxes_of, self._packed()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "BoxList":
+        xyxy, labels, counts = self._packed()
+        return _boxes_of(xyxy.to(device, non_blocking=non_blocking), labels.to(device, non_blocking=non_blocking), counts)
+
+    def pin_memory(self) -> "BoxList":
+        xyxy, labels, counts = self._packed()
+        return _boxes_of(xyxy.pin_memory(), labels.pin_memory(), counts)
+
+    def _packed(self) -> tuple[Tensor, Tensor, list[int]]:
+        """`(M, 4)` and `(M,)` of all pictures, and how many of each."""
+        everything = self.items or (Boxes.none(),)
+        return torch.cat([b.xyxy for b in everything]), torch.cat([b.labels for b in everything]), [len(b) for b in self]
+
+
+def _boxes_of(xyxy: Tensor, labels: Tensor, counts: list[int]) -> BoxList:
+    return BoxList(Boxes(x, y) for x, y in zip(xyxy.split(counts), labels.split(counts), strict=True)) if counts else BoxList()
+
+
+class LetterboxList(_Carried[Letterbox]):
+    """How each picture of a batch was made to fit; plain numbers, the same on any device."""
+
+    def to(self, device: Any, **_: Any) -> "LetterboxList":
+        return self

@@ -29,6 +29,7 @@ from visiontune.export import image_statistics, save_detector_folder, save_timm_
 from visiontune.finetune.classify import Classifier
 from visiontune.finetune.detect import Detector
 from visiontune.measure import BATCH, judge, judge_boxes, write, write_boxes
+from visiontune.measure.boxes import BATCH as BOX_BATCH
 from visiontune.module import Module
 from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
 from visiontune.report.boxes import training_pictures
@@ -121,7 +122,7 @@ def measure_kept(module: Module, run: Run, data: PictureData, device: torch.devi
     if not isinstance(module, Classifier) or data.val is None:
         return None, {}
     assert isinstance(data.val_transform, CenterCrop)
-    batch = min(BATCH, data.batch_size)
+    batch = min(BATCH, data.val_batch)
     module.to(device)
     try:
         found = judge(
@@ -151,7 +152,7 @@ def _measure_boxes(module: Detector, run: Run, data: BoxData, device: torch.devi
     try:
         found = judge_boxes(
             lambda images: module.predict(images.to(device)), data.val_boxes, size=data.image_size, reading=data.reading,
-            workers=data.workers, max_detections=module.max_detections,
+            workers=data.workers, batch_size=min(BOX_BATCH, data.val_batch), max_detections=module.max_detections,
         )  # fmt: skip
     except UserError as error:  # no validation picture can be read: the run is worth keeping all the same
         run.say(str(error))

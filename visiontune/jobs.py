@@ -18,7 +18,7 @@ from visiontune.errors import UserError
 from visiontune.recipe import Recipe
 from visiontune.recipe.load import Loaded
 from visiontune.recipe.yaml_lines import dump_yaml, read_yaml
-from visiontune.run import Run, environment, is_first_process, recipe_data
+from visiontune.run import Run, environment, given_data, is_first_process
 
 CONSOLE = "console.txt"
 
@@ -56,7 +56,7 @@ class Outcome:
 def run_stages(run: Run, loaded: Loaded) -> int:
     """A new staged run."""
     if is_first_process():
-        stages = {name: recipe_data(recipe) for name, recipe in loaded.stages.items()}
+        stages = {name: given_data(recipe) for name, recipe in loaded.stages.items()}
         dump_yaml({"stages": stages}, run.recipe_file, [])
     return _stages(run, loaded.stages, [])
 
@@ -170,7 +170,7 @@ class _Queue:
             self.run.say(f"=== {name} ({i} of {len(self.jobs)}): {recipe.task}")
             if not job.recipe_file.is_file():
                 job.folder.mkdir(parents=True, exist_ok=True)
-                job.save_recipe(_linked(recipe, self.run))
+                job.save_plan(_linked(recipe, self.run))
                 wait_for(job.recipe_file)
         elif not self.quiet:
             self.run.say(f"=== {name} ({i} of {len(self.jobs)}): finished before")

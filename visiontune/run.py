@@ -108,8 +108,14 @@ class Run:
         return parse_recipe(raw, lines, overrides or [], name="recipe.yaml").single
 
     def save_recipe(self, recipe: Recipe, header: list[str] | None = None) -> None:
+        """As this run takes it, with every number."""
         if is_first_process():
             dump_yaml(recipe_data(recipe), self.recipe_file, header or [])
+
+    def save_plan(self, recipe: Recipe) -> None:
+        """Of a run that has not begun: what it leaves open follows when it does."""
+        if is_first_process():
+            dump_yaml(given_data(recipe), self.recipe_file, [])
 
     # ---------------------------------------------------------------- words
 
@@ -136,8 +142,22 @@ class Run:
 
 
 def recipe_data(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain YAML data with absolute paths, without the keys that are not set."""
-    return absolute(recipe).model_dump(mode="json", exclude_none=True)
+    """A recipe as plain YAML data with absolute paths: all keys but those that are null without having been given so."""
+    return _with_nulls(absolute(recipe).model_dump(mode="json", exclude_none=True), given_data(recipe))
+
+
+def given_data(recipe: Recipe) -> dict[str, Any]:
+    """The keys that were given, so that what reads them finds the same ones left open."""
+    return absolute(recipe).model_dump(mode="json", exclude_unset=True)
+
+
+def _with_nulls(full: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    for key, value in given.items():
+        if value is None:
+            full[key] = None
+        elif isinstance(value, dict) and isinstance(full.get(key), dict):
+            _with_nulls(full[key], value)
+    return full
 
 
 def is_first_process() -> bool:

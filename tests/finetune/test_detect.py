@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import timm
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils.data import DataLoader, Dataset
 
 from visiontune import Detector
@@ -85,6 +86,16 @@ def test_a_plain_trainer_and_somebodys_loader_of_dictionaries(tmp_path):
     found = fit.predict(module, loader())
     assert [len(part) for part in found] == [4, 4]
     assert all(isinstance(b, Boxes) and b.scores is not None for part in found for b in part)
+
+
+def test_crowds_and_letterboxes_of_a_strangers_batch_come_as_far_as_validation():
+    box = Letterbox.of(64, 64, (32, 32))
+    batch = {"images": torch.zeros(1, 3, 32, 32), "boxes": [Boxes.none()], "crowd": [Boxes.none()], "letterbox": [box], "name": ["a"]}
+    moved = move_data_to_device(detector().on_before_batch_transfer(batch, 0), torch.device("cpu"))
+    assert (list(moved["letterbox"]), len(moved["crowd"]), moved["name"]) == ([box], 1, ["a"])
+    module = detector().eval()
+    for pictures in (moved, [batch["images"]], batch["images"]):
+        assert len(module.predict_step(module.on_before_batch_transfer(pictures, 0), 0)) == 1
 
 
 @pytest.mark.parametrize("head", ["fcos", "retinanet", "faster_rcnn"])

@@ -6,6 +6,7 @@ import torchmetrics
 
 from visiontune.errors import UserError
 from visiontune.metrics import Mean, classification_metrics, log_odds
+from visiontune.metrics.classification import CalibrationError
 
 
 def scores(pictures=400, classes=7, absent=(), scale=2.0, seed=0):
@@ -138,3 +139,18 @@ def test_the_mean_of_a_loss_is_over_pictures_and_nan_where_one_is():
 def test_unknown_labels_are_refused():
     with pytest.raises(UserError, match="labels: got 'many'; allowed: single, multi"):
         classification_metrics(3, "many")
+
+
+def test_sums_stay_whole_numbers_apart_in_a_module_of_half_precision():
+    holder = torch.nn.Module()
+    holder.metrics = torch.nn.ModuleList([Mean(), CalibrationError()])
+    holder.to(dtype=torch.bfloat16)
+    mean, error = holder.metrics
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.bfloat16)
+    for _ in range(500):
+        mean.update(torch.tensor(0.7, dtype=torch.bfloat16), 16)
+        error.update(logits, torch.tensor([0, 0]))
+    assert float(mean.compute()) == pytest.approx(0.7, abs=0.003)
+    expected = CalibrationError()
+    expected.update(logits, torch.tensor([0, 0]))
+    assert float(error.compute()) == pytest.approx(float(expected.compute()), abs=1e-5)

@@ -3,10 +3,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
-from visiontune.boxes import Boxes
+from visiontune.boxes import FILL, Boxes
 from visiontune.errors import UserError
+from visiontune.predict.box_predictor import BoxPredictor
 from visiontune.predict.tiles import Tile, merge_tiles, predict_tiles, tiles_of
 
 
@@ -135,3 +137,29 @@ def test_nothing_is_found_where_nothing_is_and_the_limit_holds():
     assert len(predict_tiles(painted([]), Finder(), size=(64, 64))) == 0
     found = predict_tiles(painted(SETS["whole in some tile"]), Finder(), size=(64, 64), max_detections=2)
     assert len(found) == 2
+
+
+class Unsure(BoxPredictor):
+    """Finds the long thing in each tile surely, and in the small whole picture hardly."""
+
+    def __init__(self):
+        super().__init__({"pretrained_cfg": {"input_size": [3, 64, 64]}, "num_classes": 1, "detector": {}})
+
+    def __call__(self, images):
+        return [found_in(x, 0.05 if x[0, 40:].eq(FILL).all() else 0.9) for x in images]
+
+
+def found_in(pixels, score):
+    y, x = torch.where(pixels[0] > 200)
+    if not len(x):
+        return Boxes(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    return Boxes(torch.tensor([[x.min(), y.min(), x.max() + 1, y.max() + 1]]).float(), torch.tensor([0]), torch.tensor([score]))
+
+
+def test_an_unsure_box_of_the_whole_picture_does_not_stand_for_certain_pieces(tmp_path):
+    pixels = np.zeros((64, 160, 3), np.uint8)
+    pixels[20:30, 20:140] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (found,) = Unsure().predict(str(tmp_path), score=0.3, tile=64, overlap=0.25, workers=0)
+    assert found.boxes.xyxy.tolist() == [[20, 20, 140, 30]]
+    assert found.boxes.scores.tolist() == pytest.approx([0.9])

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import timm
 from timm.layers import resample_abs_pos_embed, resample_patch_embed, resize_rel_pos_bias_table
@@ -149,6 +150,9 @@ def rebuild(path: Path) -> nn.Module:
         model.load_state_dict(safetensors.torch.load_file(path / "model.safetensors" if path.is_dir() else path))
     except RuntimeError as error:
         raise UserError(f"load: the tensors of {path} are not those of {spec.name}, which it says it is; export it again") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"load: the weights of {path} cannot be read ({cause}); copy or export it again") from error
     return model
 
 

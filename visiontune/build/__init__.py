@@ -6,11 +6,20 @@ module and a Trainer.
 
 from dataclasses import dataclass
 
+from visiontune.build.detecting import check_sizes
 from visiontune.build.memory import free_memory, is_out_of_memory, keep_freed_memory, with_smaller_batches
 from visiontune.build.modules import compile_blocks, make_module, weights_path
 from visiontune.build.numbers import auto_precision, derive
 from visiontune.build.pictures import Tables, clean_loader, find_pictures, make_data, picture_size, reading_of, some_pictures, views_of
-from visiontune.build.trainer import check_split, check_validation, make_trainer, processes_here, sync_batch_norms, tensorboard
+from visiontune.build.trainer import (
+    check_shares,
+    check_split,
+    check_validation,
+    make_trainer,
+    processes_here,
+    sync_batch_norms,
+    tensorboard,
+)
 from visiontune.errors import UserError
 from visiontune.module import Module
 from visiontune.recipe import DetectRecipe, Recipe
@@ -48,11 +57,14 @@ def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
     """
     tables = find_pictures(recipe)
     processes = processes_here(recipe)
-    check_split(recipe, processes * recipe.trainer.num_nodes)
     recipe, derived = derive(recipe, tables, processes)
+    check_split(recipe, processes * recipe.trainer.num_nodes)
     check_validation(recipe)
+    check_shares(tables.val, processes * recipe.trainer.num_nodes)
     module, loaded = make_module(recipe, tables, resumed=resumed)
-    if not isinstance(recipe, DetectRecipe):
+    if isinstance(recipe, DetectRecipe):
+        check_sizes(module, recipe, picture_size(recipe))
+    else:
         module.check_views(size for size in views_of(recipe)[0].sizes if size is not None)
     return Prepared(recipe, tables.absolute(), module, [*tables.notes, *derived, *loaded])
 

@@ -7,8 +7,11 @@ how much longer random weights take: He et al. 2019 (arXiv 1811.08883), section 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from visiontune.data import user_transforms
 from visiontune.data.decode import Reading
+from visiontune.data.detection.order import sizes_between
 from visiontune.data.detection.parts import few_pictures, split_off_boxes
 from visiontune.data.detection.problems import usable
 from visiontune.data.detection.read import read_boxes
@@ -95,6 +98,30 @@ def box_view(recipe: DetectRecipe) -> BoxView:
     return view
 
 
+def check_sizes(module: Any, recipe: DetectRecipe, size: tuple[int, int]) -> None:
+    """Whether the backbone takes the smallest and the largest batch, before one in the middle of the training finds out.
+
+    Raises:
+        UserError: if it does not.
+    """
+    sizes = sizes_between(size, box_view(recipe).sizes)
+    for H, W in {min(sizes), max(sizes)} - {size}:
+        modes = {part: part.training for part in module.modules()}
+        module.eval()
+        try:
+            with torch.no_grad():
+                module.features(torch.zeros(1, module.spec.channels, H, W))
+        except Exception as error:  # of many kinds, in timm
+            cause = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"data.augment.sizes: {recipe.backbone.name} takes no pictures of {H}x{W}, as batches of several sizes are ({cause}); "
+                "take data.augment.sizes=[1,1], or a backbone without windows or positions of one size"
+            ) from error
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+
+
 def detector_options(recipe: DetectRecipe, table: BoxTable) -> dict[str, Any]:
     """Keywords of the detector, with those of its head apart."""
     options = recipe.head.model_dump()
@@ -112,8 +139,18 @@ def fill_size(recipe: DetectRecipe, *, on_cpu: bool) -> list[str]:
     return [f"image_size {recipe.data.image_size}: the recipe leaves it open; {other}"]
 
 
-def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool) -> list[str]:
-    """Fill in, in place, epochs and how to train the backbone; in words what was decided and why."""
+def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: int = 1) -> list[str]:
+    """Fill in, in place, epochs and how to train the backbone; in words what was decided and why.
+
+    Args:
+        recipe: with what the weights tell.
+        pictures: to train on.
+        on_cpu: where the run trains.
+        parts: devices and accumulated batches that share a batch.
+
+    Raises:
+        UserError: if there are fewer pictures than these.
+    """
     head, fresh, notes = recipe.head, recipe.backbone.weights == "random", []
     if recipe.data.augment.pipeline is None:
         recipe.data.augment.pipeline = "large_scale" if fresh else "standard"
@@ -143,7 +180,9 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool) -> list
         )
     steps = recipe.epochs * (pictures // recipe.data.batch_size)
     if "batch_size" not in recipe.data.model_fields_set and steps < FEW:
-        recipe.data.batch_size = small = min(SMALL_BATCH, pictures)
+        recipe.data.batch_size = small = max(1, min(SMALL_BATCH, pictures) // parts) * parts
+        if small > pictures:
+            raise UserError(f"data.train: {counted(pictures, 'picture')} for {parts} devices and accumulated batches; take fewer of them")
         few = counted(steps, "step", ",")
         notes.append(f"batches of {small}: of 16 there would be {few}, and below {FEW:,} more of them help (ours)")
         steps = recipe.epochs * (pictures // small)
@@ -151,7 +190,8 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool) -> list
     if recipe.optim.lr is None and recipe.optim.name in (None, "adamw") and steps < SHORT and not matched:
         recipe.optim.lr = 1e-3
         notes.append(f"learning rate 0.001: {counted(steps, 'step', ',')} are few, below {SHORT:,} (ours; benchmarks/detect_bccd.csv)")
-    if "ema" not in head.model_fields_set:
+    averaged = recipe.trainer.precision not in ("bf16-true", "16-true") and "fsdp" not in recipe.trainer.strategy
+    if "ema" not in head.model_fields_set and averaged:
         head.ema = 0.998
         notes.append("average of the weights 0.998: it is what is validated and kept (ours; YOLOX takes 0.9998 of many more steps)")
     return notes

@@ -29,7 +29,12 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
     if isinstance(found, PretrainRecipe):
         notes += _derive_method(found, len(tables.train))
     elif isinstance(found, DetectRecipe):
-        notes += fill_detection(found, len(tables.train), on_cpu=on_cpu(found.trainer.accelerator))
+        notes += fill_detection(
+            found,
+            len(tables.train),
+            on_cpu=on_cpu(found.trainer.accelerator),
+            parts=processes * found.trainer.num_nodes * found.trainer.accumulate_grad_batches,
+        )
         box_view(found)
     else:
         several = tables.train.targets is not None

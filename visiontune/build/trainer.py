@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from visiontune.data.table import PictureTable
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
 from visiontune.recipe import ClassifyRecipe, Recipe, Validated
@@ -98,6 +99,18 @@ def check_validation(recipe: Recipe) -> None:
     patience = getattr(recipe, "patience", None)
     if patience is not None and patience < every:
         raise UserError(f"patience: got {patience}, but only one epoch in {every} is validated; give {every} or more")
+
+
+def check_shares(val: PictureTable | None, world_size: int) -> None:
+    """Every process validates something: one without a picture would end, and the others wait for it.
+
+    Raises:
+        UserError: if there are too few.
+    """
+    if val is not None and len(val) < world_size:
+        raise UserError(
+            f"data.val: {counted(len(val), 'picture')} for {counted(world_size, 'device')}; give one for each, or take fewer devices"
+        )
 
 
 def check_split(recipe: Recipe, world_size: int) -> None:

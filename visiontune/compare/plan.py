@@ -22,7 +22,7 @@ from visiontune.errors import UserError, some
 from visiontune.recipe import DetectRecipe, Judged, Validated, load_recipe, parse_recipe
 from visiontune.recipe.schema import is_path, repeats_of
 from visiontune.recipe.yaml_lines import dump_yaml, read_yaml
-from visiontune.run import recipe_data
+from visiontune.run import given_data, recipe_data
 
 SET_BY_COMPARE = ("backbone.weights", "data.labels_fraction", "data.labels_per_class", "seed")
 
@@ -143,7 +143,7 @@ def make_plan(
             more = [f"backbone.name={first.backbone.name}"] if first.backbone.name else []
     assert first is not None, "argparse asks for one"
     settings = {
-        "recipe": _without_own(recipe_data(first)),
+        "recipe": _without_own(given_data(first)),
         "weights": {n: str(Path(w).absolute()) if is_path(w) else w for n, w in named.items()},
         "labels": list(labels),
         "seeds": list(seeds),

@@ -116,11 +116,13 @@ class PictureData(L.LightningDataModule):
         assert self.trainer is not None
         if self.val is None:
             return []
-        order = EvalOrder(n=len(self.val), batch_size=self._eval_batch(), rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+        order = EvalOrder(n=len(self.val), batch_size=self.val_batch, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
         dataset = Pictures(self.val, self.val_transform or self.train_transform, reading=self.reading)
         return make_loader(dataset, order, workers=self.workers)
 
-    def _eval_batch(self) -> int:
+    @property
+    def val_batch(self) -> int:
+        """Validation pictures at a time on each device: as many as training takes."""
         assert self.trainer is not None
         return max(1, self.batch_size // (self.trainer.world_size * self.trainer.accumulate_grad_batches))
 

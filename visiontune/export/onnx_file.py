@@ -91,6 +91,8 @@ def check_target(out: Path, input: str, opset: int) -> None:
         raise UserError(f"--opset: got {opset}; expected a number from {OLDEST_OPSET} to {newest}")
     if input not in get_args(Input):
         raise UserError(f"--with-preprocessing: got {input!r}; allowed: nchw, nhwc")
+    if out.suffix != ".onnx":
+        raise UserError(f"--out: got {out}; expected a name that ends in .onnx, by which it is known")
     if out.exists():
         raise UserError(f"export: {out} is there already; give another name with --out, or remove it")
     if not out.absolute().parent.is_dir():

@@ -35,7 +35,9 @@ def export_weights_file(network: nn.Module, config: dict[str, Any], out: Path, *
     if one and not out.absolute().parent.is_dir():
         raise UserError(f"--out: there is no folder {out.parent}; make it, or name a file in one that is there")
     if one:  # one entry: several would be written in an order of their own each time
-        safetensors.torch.save_file(tensors, out, metadata={CONFIG_KEY: json.dumps(config)})
+        part = out.with_name(f"{out.name}.part")  # half a file would be taken for a whole one
+        safetensors.torch.save_file(tensors, part, metadata={CONFIG_KEY: json.dumps(config)})
+        part.replace(out)
         return out
     out.mkdir(parents=True)
     safetensors.torch.save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})

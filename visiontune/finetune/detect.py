@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from visiontune import backbones
 from visiontune.backbones.maps import find_maps
-from visiontune.boxes import Boxes, Letterbox
+from visiontune.boxes import Boxes, BoxList, Letterbox, LetterboxList
 from visiontune.errors import UserError
 from visiontune.finetune import average, parts
 from visiontune.finetune.targets import boxes_of, pictures_of
@@ -165,7 +165,16 @@ class Detector(Module):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """While all is on the CPU: what is wrong is told here, and no step waits for the device to find out."""
-        return batch if isinstance(batch, Tensor) else self.read(batch)
+        if isinstance(batch, Tensor) or (isinstance(batch, Sequence) and len(batch) == 1):  # pictures alone, to predict
+            return batch
+        images, boxes = self.read(batch)
+        if not isinstance(batch, Mapping):
+            return images, BoxList(boxes)
+        carried: dict[str, Any] = {"images": images, "boxes": BoxList(boxes)}
+        for key, kind in (("crowd", BoxList), ("letterbox", LetterboxList)):
+            if batch.get(key):
+                carried[key] = kind(batch[key])
+        return {**batch, **carried}
 
     def read(self, batch: Any) -> tuple[Tensor, list[Boxes]]:
         """A loader's batch as pictures `(B, C, H, W)` and one `Boxes` each.
@@ -221,6 +230,8 @@ class Detector(Module):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Boxes]:
         """Of batches of pictures, with or without targets."""
+        if isinstance(batch, Mapping):
+            batch = (batch["images"],)
         return self.predict(batch if isinstance(batch, Tensor) else pictures_of(batch[0]))
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visiontune.boxes import Boxes
+from visiontune.boxes import Boxes, BoxList
 from visiontune.errors import UserError
 
 
@@ -38,8 +38,9 @@ def boxes_of(targets: Any, pictures: int, num_classes: int) -> list[Boxes]:
     Raises:
         UserError: naming the first picture of the batch that is wrong.
     """
-    if not isinstance(targets, Sequence) or len(targets) != pictures:
-        got = f"{len(targets)} of them" if isinstance(targets, Sequence) else f"a {type(targets).__name__}"
+    several = isinstance(targets, Sequence | BoxList)
+    if not several or len(targets) != pictures:
+        got = f"{len(targets)} of them" if several else f"a {type(targets).__name__}"
         raise UserError(f"batch: got {got} as targets for {pictures} pictures; expected a list with one target a picture")
     found = []
     for i, target in enumerate(targets):

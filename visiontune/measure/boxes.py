@@ -22,10 +22,11 @@ from visiontune.data.order import EvalOrder
 from visiontune.errors import UserError, near, some
 from visiontune.evaluate.detection import BoxAnswers, box_curves
 from visiontune.evaluate.detection_results import box_results
+from visiontune.metrics.detection import find_counter
 from visiontune.predict import BoxPrediction, BoxPredictor, write_box_csv
 from visiontune.report import detection
 from visiontune.report.boxes import load_cases
-from visiontune.report.folder import evaluation_folder, identity_of
+from visiontune.report.folder import clear_evaluation, evaluation_folder, identity_of
 
 BATCH = 16
 KEYS = ("images", "split")
@@ -162,6 +163,7 @@ def evaluate_boxes(
     """
     from visiontune.report.page import write_evaluation
 
+    find_counter()  # before any picture is looked at
     given: dict[str, str] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -183,7 +185,7 @@ def evaluate_boxes(
         max_detections=model.max_detections,
         progress=progress(len(table)),
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    clear_evaluation(folder)
     notes = list(table.notes)
     result: dict[str, Any] = {
         "task": "evaluate",

@@ -27,7 +27,7 @@ from visiontune.recipe.sections import Data
 from visiontune.report import classification as figures
 from visiontune.report.classification import Shown, shortened
 from visiontune.report.figures import as_image
-from visiontune.report.folder import evaluation_folder, identity_of
+from visiontune.report.folder import clear_evaluation, evaluation_folder, identity_of
 from visiontune.report.measured import write_predictions, write_tables
 from visiontune.run import Run
 
@@ -239,7 +239,7 @@ def evaluate(
     )
     thresholds = model.thresholds.double().numpy() if model.several else None
     found = replace(found, answers=replace(found.answers, temperature=model.temperature, thresholds=thresholds))
-    folder.mkdir(parents=True, exist_ok=True)
+    clear_evaluation(folder)
     result: dict[str, Any] = {
         "task": "evaluate",
         "what": f"{path} on {data}" + (f", part {part}" if part else "") + (", each picture with its mirror image" if tta else ""),

@@ -7,6 +7,7 @@ a picture are not numbers (a network that diverged, half precision that ran over
 B pictures, K classes, T bins.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -92,7 +93,17 @@ class _Counted(Metric):
         return value.masked_fill(self.lost > 0, float("nan"))
 
 
-class Mean(Metric):
+class Exact(Metric):
+    """Sums of float32, also in a module that is made half precision whole: Lightning's `bf16-true` would make its metrics so, too."""
+
+    def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def keeping(x: Tensor) -> Tensor:
+            return fn(x).to(x.dtype)
+
+        return super()._apply(keeping, *args, **kwargs)
+
+
+class Mean(Exact):
     """Mean over pictures of what is nan where it is: torchmetrics' own leaves that out, with a warning."""
 
     full_state_update = False
@@ -105,7 +116,7 @@ class Mean(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, pictures: int) -> None:
-        self.total += value * pictures
+        self.total += value.float() * pictures
         self.count += pictures
 
     def compute(self) -> Tensor:
@@ -320,7 +331,7 @@ def log_odds(logits: Tensor) -> Tensor:
 # ---------------------------------------------------------------- calibration
 
 
-class CalibrationError(Metric):
+class CalibrationError(Exact):
     """Expected calibration error: how far certainty is from accuracy, over 15 bins of the score of the most likely class."""
 
     full_state_update = False

@@ -147,8 +147,8 @@ def find_counter() -> str:
     name = next((c for c in COUNTERS if importlib.util.find_spec(c)), None)
     if name is None:
         raise UserError(
-            "validation: mean average precision needs faster-coco-eval or pycocotools, and neither is installed; "
-            "pip install faster-coco-eval (extra `detection`), or, with loaders of your own, train without validation pictures"
+            "mean average precision needs faster-coco-eval or pycocotools, and neither is installed; "
+            "pip install faster-coco-eval (extra `detection`), or, in a project of your own, train without validation pictures"
         )
     return name
 

@@ -92,7 +92,10 @@ class BoxPredictor:
             raise UserError(f"predict: got overlap={overlap:g}; expected a share of a tile from 0 to below 0.5")
         sources = paths if isinstance(paths, Sources) else Sources(paths, key="predict")
         threads = available_cores() if workers is None else workers
-        found = self._whole(sources, batch_size, threads) if tile is None else self._tiled(sources, tile, overlap, batch_size, threads)
+        if tile is None:
+            found = self._whole(sources, batch_size, threads)
+        else:
+            found = self._tiled(sources, least, tile, overlap, batch_size, threads)
         return (p if p.broken else replace(p, boxes=p.boxes.take(_scores(p.boxes) >= least)) for p in found)
 
     def _whole(self, sources: Sources, batch_size: int, threads: int) -> Iterator[BoxPrediction]:
@@ -103,15 +106,21 @@ class BoxPredictor:
             for path, x in items:
                 yield BoxPrediction(path, broken=x) if isinstance(x, str) else BoxPrediction(path, next(found))
 
-    def _tiled(self, sources: Sources, tile: int, overlap: float, batch_size: int, threads: int) -> Iterator[BoxPrediction]:
+    def _tiled(self, sources: Sources, least: float, tile: int, overlap: float, batch_size: int, threads: int) -> Iterator[BoxPrediction]:
         self._ready()
-        for path, pixels in read_ahead(partial(_try, self._pixels), sources, threads=threads, ahead=2 + threads):
+
+        def sure(tiles: Sequence[np.ndarray]) -> list[Boxes]:
+            # Before tiles are joined: a whole box that nobody would be shown must not stand for pieces that are certain.
+            return [boxes.take(_scores(boxes) >= least) for boxes in self._boxes([self._fit(t) for t in tiles])]
+
+        # Such pictures are large, and all that are read ahead are in memory.
+        for path, pixels in read_ahead(partial(_try, self._pixels), sources, threads=min(threads, 2), ahead=2):
             if isinstance(pixels, str):
                 yield BoxPrediction(path, broken=pixels)
                 continue
             boxes = predict_tiles(
                 pixels,
-                lambda tiles: self._boxes([self._fit(t) for t in tiles]),
+                sure,
                 size=(tile, tile),
                 overlap=overlap,
                 whole=True,

@@ -11,7 +11,6 @@ from visiontune.boxes import Boxes
 from visiontune.errors import UserError, readable
 from visiontune.predict.write import OnBroken, whole_file
 
-FORMATS = (".csv", ".json")
 COLUMNS = ("path", "label", "score", "x1", "y1", "x2", "y2")
 
 
@@ -32,8 +31,9 @@ class BoxPrediction:
 
 def check_boxes_format(out: Path, *, key: str = "--csv") -> None:
     """Raises UserError if predictions cannot be written to such a file, before any is computed."""
-    if out.suffix not in FORMATS:
-        raise UserError(f"{key}: got {out}; expected a name that ends in {' or '.join(FORMATS)}")
+    ending = f".{key.removeprefix('--')}"
+    if out.suffix != ending:
+        raise UserError(f"{key}: got {out}; expected a name that ends in {ending}")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{key}: there is no folder {out.parent}; make it, or name a file in one that is there")
 
@@ -74,6 +74,7 @@ def write_coco_results(
     predictions: Iterable[BoxPrediction],
     out: Path,
     *,
+    names: Sequence[str] = (),
     image_ids: Mapping[str, int] | Callable[[str], int] | None = None,
     category_ids: Sequence[int] | None = None,
     on_broken: OnBroken = lambda *_: None,
@@ -84,6 +85,7 @@ def write_coco_results(
     Args:
         predictions: in the order of the list.
         out: the file.
+        names: of the classes: each entry then has `category`, too, which other numbers of classes can be found by.
         image_ids: the number of each path in the annotations; None: pictures are counted from 1 in their order, and each entry has
             `file_name`, too.
         category_ids: the number of each class in the annotations; None: its place, from 0.
@@ -106,7 +108,8 @@ def write_coco_results(
             for label, score, (x1, y1, x2, y2) in _rows(p.boxes):
                 category = label if category_ids is None else int(category_ids[label])
                 bbox = [round(x, 3) for x in (x1, y1, x2 - x1, y2 - y1)]
-                row = entry | {"category_id": category, "bbox": bbox, "score": round(score, 6)}
+                row = entry | {"category_id": category} | ({"category": names[label]} if names else {})
+                row |= {"bbox": bbox, "score": round(score, 6)}
                 if image_ids is None:
                     row["file_name"] = readable(p.path)
                 file.write((",\n" if boxes else "\n") + json.dumps(row))

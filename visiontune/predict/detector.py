@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from visiontune import backbones
 from visiontune.boxes import Boxes
+from visiontune.errors import UserError
 from visiontune.finetune.detect import Detector
 from visiontune.predict.box_predictor import BoxPredictor
 
@@ -48,7 +50,12 @@ class DetectorModel(nn.Module, BoxPredictor):
             freeze_batch_norms=False,
             **config["detector"],
         )
-        detector.trained.load_state_dict(safetensors.torch.load_file(folder if folder.is_file() else folder / "model.safetensors"))
+        file = folder if folder.is_file() else folder / "model.safetensors"
+        try:
+            detector.trained.load_state_dict(safetensors.torch.load_file(file))
+        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(f"load: {file} does not hold the weights of this detector ({cause}); copy or export it again") from error
         return cls(detector, config).eval()
 
     @property

@@ -1,5 +1,6 @@
 """Pictures with what was found drawn in them, at their own size, for people."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,35 +16,50 @@ from visiontune.predict.boxes import BoxPrediction
 from visiontune.report.boxes import PALETTE
 
 QUALITY = 92  # of the JPEG files
+LARGEST_JPEG = 65_500  # pixels of a side, as libjpeg has it
+
+
+def drawing_folder(folder: Path) -> Path:
+    """Make it, before anything is predicted.
+
+    Raises:
+        UserError: if it is not empty, a file, or cannot be made.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--draw: {folder} is not empty; name a folder that is new or empty")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--draw: cannot make the folder {folder} ({error.strerror}); name one that is new or empty") from error
+    return folder
 
 
 def draw_found(predictions: Iterable[BoxPrediction], names: Sequence[str], folder: Path, *, reading: Reading) -> Iterator[BoxPrediction]:
-    """The predictions as they are, each written as `NAME.jpg` on the way; of pictures of one name the second is `NAME_2.jpg`.
+    """The predictions as they are, each written as `NAME.jpg` on the way; of pictures of one name the second is `NAME_2.jpg`. One whose
+    side no JPEG holds is a PNG.
 
     Args:
         predictions: what was found; broken pictures are not drawn.
         names: of the classes.
-        folder: made if missing; must be new or empty.
+        folder: of `drawing_folder`.
         reading: how files become pixels.
 
     Raises:
-        UserError: if the folder is not empty, or a picture is no file of its own.
+        UserError: if a picture is no file of its own.
     """
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--draw: {folder} is not empty; name a folder that is new or empty")
-    folder.mkdir(parents=True, exist_ok=True)
-    seen: dict[str, int] = {}
+    written: set[str] = set()
     for p in predictions:
         if not p.broken:
-            stem = Path(p.path).stem
-            seen[stem] = seen.get(stem, 0) + 1
             try:
                 picture = Picture(read_file(p.path), reading)
                 pixels, _ = fit(Source(picture, Boxes.none()), (picture.height, picture.width))
             except BrokenPicture as error:
                 raise UserError(f"--draw: {p.path} cannot be read as a file ({error}); leave --draw out for shards") from error
-            name = stem if seen[stem] == 1 else f"{stem}_{seen[stem]}"
-            draw_boxes(pixels, p.boxes, names).save(folder / f"{name}.jpg", quality=QUALITY)
+            stem = Path(p.path).stem
+            name = next(n for i in itertools.count(1) if (n := stem if i == 1 else f"{stem}_{i}") not in written)
+            written.add(name)
+            ending = "jpg" if max(pixels.shape[:2]) <= LARGEST_JPEG else "png"
+            draw_boxes(pixels, p.boxes, names).save(folder / f"{name}.{ending}", quality=QUALITY)
         yield p
 
 

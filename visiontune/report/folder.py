@@ -3,11 +3,14 @@
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from visiontune.errors import UserError
+
+# What evaluations write before they tell their data in `result.json`.
+WRITTEN = {"predictions.csv", "classes.csv", "sizes.csv", "confusion.csv", "pictures"}
+DRAWN = {f"{name}.png" for name in ("confusion", "mistakes", "reliability", "precision_recall", "worst")}
 
 
 def identity_of(data: str, part: str | None) -> dict[str, str | None]:
@@ -16,7 +19,7 @@ def identity_of(data: str, part: str | None) -> dict[str, str | None]:
 
 
 def evaluation_folder(path: str, data: str, out: str | None, part: str | None = None) -> Path:
-    """New, empty, or that of an evaluation before, which is replaced.
+    """New, empty, or that of an evaluation before, which is replaced by what is written next; nothing is removed here.
 
     Args:
         path: of the model.
@@ -32,13 +35,20 @@ def evaluation_folder(path: str, data: str, out: str | None, part: str | None = 
         base = (Path(path) if Path(path).is_dir() else Path(path).parent) / "evaluate"
         before = sorted(base.glob("*"), key=lambda f: (len(f.name), f.name)) if base.is_dir() else []
         same = next((f for f in before if _evaluated(f) == identity_of(data, part)), None)
-        return _cleared(same or next(f for name in _names(data, part) if _is_free(f := base / name)))
+        return same or next(f for name in _names(data, part) if _is_free(f := base / name))
     folder = Path(out)
     if folder.is_file():
         raise UserError(f"--out: {folder} is a file; give the name of a folder that is new or empty")
-    if not _is_free(folder) and (not (folder / "predictions.csv").is_file() or (folder / "recipe.yaml").is_file()):
+    if not _is_free(folder) and _evaluated(folder) is None:
         raise UserError(f"--out: {folder} is not empty and holds no evaluation; give a folder that is new or empty")
-    return _cleared(folder)
+    return folder
+
+
+def clear_evaluation(folder: Path) -> None:
+    """Make the folder, or take the pictures of an evaluation before out of it: not every evaluation draws all of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in DRAWN:
+        (folder / "pictures" / name).unlink(missing_ok=True)
 
 
 def _names(data: str, part: str | None) -> Iterator[str]:
@@ -66,9 +76,5 @@ def _is_free(folder: Path) -> bool:
     if not folder.is_dir():
         return not folder.exists()
     there = {p.name for p in folder.iterdir()}
-    return not there or ("predictions.csv" in there and not there & {"result.json", "recipe.yaml"})
-
-
-def _cleared(folder: Path) -> Path:
-    shutil.rmtree(folder / "pictures", ignore_errors=True)
-    return folder
+    drawn = {p.name for p in (folder / "pictures").iterdir()} if (folder / "pictures").is_dir() else set()
+    return there <= WRITTEN and drawn <= DRAWN

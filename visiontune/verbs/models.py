@@ -37,7 +37,7 @@ def predict(argv: list[str]) -> int:
         return _predict_boxes(model, sources, args, told)
     if given := [o for o in ("score", "json", "draw", "tile") if getattr(args, o) is not None]:
         raise UserError(f"predict: --{given[0]} is for runs that detect, and {args.run} does not; leave it out")
-    found = model.predict(sources, top=args.top, batch_size=args.batch_size, workers=args.workers, tta=args.tta)
+    found = model.predict(sources, top=args.top, batch_size=args.batch_size or PICTURES, workers=args.workers, tta=args.tta)
     if args.csv:
         writable(args.csv)
         with whole_file(Path(args.csv)) as part, part.open("w", newline="", errors="surrogateescape") as file:
@@ -51,7 +51,7 @@ def predict(argv: list[str]) -> int:
 def _predict_boxes(model: "BoxPredictor", sources: "Sources", args: argparse.Namespace, told: "_Told") -> int:
     from visiontune.errors import UserError, counted
     from visiontune.predict import check_boxes_format, write_box_csv, write_coco_results
-    from visiontune.predict.draw import draw_found
+    from visiontune.predict.draw import draw_found, drawing_folder
 
     if args.tta or args.top is not None:
         raise UserError(f"predict: --{'tta' if args.tta else 'top'} is for runs that classify, and {args.run} detects; leave it out")
@@ -60,15 +60,15 @@ def _predict_boxes(model: "BoxPredictor", sources: "Sources", args: argparse.Nam
     for key, out in (("--csv", args.csv), ("--json", args.json)):
         if out:
             check_boxes_format(Path(out), key=key)
-            writable(out)
-    batch = {"batch_size": args.batch_size} if args.batch_size != PICTURES else {}
+            writable(out, key=key)
+    batch = {"batch_size": args.batch_size} if args.batch_size else {}
     found = model.predict(sources, score=args.score, tile=args.tile, workers=args.workers, **batch)
     if args.draw:
-        found = draw_found(found, model.class_names, Path(args.draw), reading=model.reading)
+        found = draw_found(found, model.class_names, drawing_folder(Path(args.draw)), reading=model.reading)
     out = args.json or args.csv
     watched = _watched(found, sources.total) if out else found
     if args.json:
-        pictures, boxes = write_coco_results(watched, Path(out), on_broken=told)
+        pictures, boxes = write_coco_results(watched, Path(out), names=model.class_names, on_broken=told)
     else:
         pictures, boxes = write_box_csv(watched, out or sys.stdout, model.class_names, on_broken=told)
     if out:
@@ -124,7 +124,7 @@ def embed(argv: list[str]) -> int:
     model = load_or_create(args.model, weights=args.weights, image_size=args.image_size, device=_device(args.device, args.model))
     if isinstance(model, BoxPredictor):
         raise UserError(f"embed: {args.model} detects, and has no embedding of a whole picture; give its backbone, RUN/weights/backbone")
-    found = model.embeddings(sources, batch_size=args.batch_size, workers=args.workers)
+    found = model.embeddings(sources, batch_size=args.batch_size or PICTURES, workers=args.workers)
     count, width = write_embeddings(_watched(found, sources.total), Path(args.out), on_broken=told)
     print(f"{counted(count, 'embedding', ',')} of {width} numbers in {args.out}{told}")
     return 0
@@ -188,7 +188,7 @@ def _export_detector(model: "DetectorModel", out: Path, nms: Any, options: dict[
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="pictures, folders of them, shards; - reads paths from standard input")
-    parser.add_argument("--batch-size", type=_count, default=PICTURES, metavar="N", help="pictures at once (default: 64)")
+    parser.add_argument("--batch-size", type=_count, metavar="N", help="pictures at once (default: 64; of boxes 16)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
 

@@ -24,7 +24,10 @@ def check(argv: list[str]) -> int:
 
     if args.csv:
         writable(args.csv)
-    boxes = any(text.removeprefix("data.").removeprefix("train.").startswith("images=") for text in args.overrides)
+    from visiontune.recipe import shipped_recipes
+
+    recipe = args.what.endswith((".yaml", ".yml")) or args.what in shipped_recipes()
+    boxes = not recipe and any(text.removeprefix("data.").removeprefix("train.").startswith("images=") for text in args.overrides)
     if boxes or args.what.endswith(".json"):
         from visiontune.checks import check_annotations
 
@@ -35,9 +38,9 @@ def check(argv: list[str]) -> int:
         return check_pictures(args.what, args.overrides, out=args.csv, tiny=args.tiny, progress=progress_of)
     from visiontune.checks import CHECKS
     from visiontune.errors import UserError
-    from visiontune.recipe import load_recipe, shipped_recipes
+    from visiontune.recipe import load_recipe
 
-    if not Path(args.what).exists() and args.what not in shipped_recipes() and not args.what.endswith((".yaml", ".yml")):
+    if not recipe and not Path(args.what).exists():
         raise UserError(f"check: there is no folder {args.what}, no such file, and no recipe of that name; `list` shows the recipes")
     loaded = load_recipe(args.what, args.overrides, checks=CHECKS)
     stages = f", stages {', '.join(loaded.stages)}" if loaded.staged else ""

@@ -11,7 +11,7 @@ def parser_of(name: str, verb: Callable[[list[str]], int]) -> argparse.ArgumentP
     return argparse.ArgumentParser(prog=f"python -m visiontune {name}", description=verb.__doc__)
 
 
-def writable(file: str) -> None:
+def writable(file: str, *, key: str = "--csv") -> None:
     """Whether a file can be written is found before hours of work, not after; one that is not there is not left behind."""
     from visiontune.errors import UserError
 
@@ -22,7 +22,7 @@ def writable(file: str) -> None:
         if new:
             os.unlink(file)
     except OSError as error:
-        raise UserError(f"--csv: cannot write {file} ({error.strerror}); name a file in a folder that is there") from error
+        raise UserError(f"{key}: cannot write {file} ({error.strerror}); name a file in a folder that is there") from error
 
 
 def progress_of(total: int | None) -> Callable[[int], None]:

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from PIL import Image
 
 from tests.data.detection.sets import write_set
-from visiontune.boxes import Boxes, Letterbox
+from visiontune.boxes import Boxes, BoxList, Letterbox, LetterboxList
 from visiontune.data.broken import Broken
 from visiontune.data.detection.augment import BoxAugment
-from visiontune.data.detection.batches import BoxList, LetterboxList
 from visiontune.data.detection.datamodule import BoxData
 from visiontune.data.detection.loader import BoxPictures, collate_boxes, make_box_loader
 from visiontune.data.detection.order import SizedOrder, multi_scale, sizes_between
@@ -171,7 +171,7 @@ def test_a_batch_of_broken_pictures_alone_is_an_empty_one(made, table, replace):
     dataset = BoxPictures(table, (64, 96), replace=replace)
     batch = collate_boxes([dataset[(0, 0)], dataset[(1, 0)]])
     assert batch["images"].shape == (0, 3, 1, 1)
-    assert (batch["boxes"], batch["letterbox"], batch["index"].tolist()) == ([], [], [])
+    assert (list(batch["boxes"]), list(batch["letterbox"]), batch["index"].tolist()) == ([], [], [])
     assert len(batch["broken"]) >= 2
 
 
@@ -202,8 +202,27 @@ def test_a_batch_goes_to_a_device_as_lightning_moves_it():
     batch = {"images": torch.zeros(1, 3, 4, 4), "boxes": boxes, "letterbox": LetterboxList([Letterbox(1.0, 0.0, 0.0, 4, 4)])}
     moved = move_data_to_device(batch, torch.device("meta"))
     assert moved["boxes"][0].xyxy.is_meta
-    assert moved["letterbox"] == batch["letterbox"]
+    assert list(moved["letterbox"]) == list(batch["letterbox"])
     assert isinstance(moved["boxes"][0], Boxes)
+
+
+def test_a_mosaic_of_pictures_that_are_not_there_ends(made, table):
+    for i in range(1, N):
+        (made.images / f"{i:02d}.png").unlink()
+    view = BoxView.of(BOX_PIPELINES["yolox"], {"mosaic": 1.0, "plain_end": 0.0})
+    dataset = BoxPictures(table, (64, 64), augment=BoxAugment(view), seed=5, replace=True, mixed_epochs=1)
+    item = dataset[0, 0]  # whose own picture is there
+    assert item.pixels is None
+    assert len(item.broken) > 3
+
+
+def test_boxes_keep_their_precision_where_lightning_changes_that_of_a_batch(table):
+    batch = next(iter(make_box_loader(BoxPictures(table, (64, 64)), EvalOrder(N, 4), workers=0)))
+    for plugin, dtype in ((DoublePrecision(), torch.float64), (HalfPrecision("bf16-true"), torch.bfloat16)):
+        changed = plugin.convert_input({**batch, "images": batch["images"].float()})
+        assert changed["images"].dtype == dtype
+        assert changed["boxes"][1].xyxy.dtype == torch.float32
+        assert list(changed["letterbox"]) == list(batch["letterbox"])
 
 
 # ---------------------------------------------------------------- with Lightning

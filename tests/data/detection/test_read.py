@@ -366,3 +366,48 @@ def test_a_table_is_arrays_all_through(made):
             array = value is None or isinstance(value, np.ndarray | memoryview | str)
             assert small or array or name == "pictures", name
     assert len(pickle.loads(pickle.dumps(table)).boxes_of(0)) == 2
+
+
+def test_what_training_leaves_out_is_told(made):
+    said = json.loads((made.root / "train.json").read_text())
+    said["annotations"][0]["bbox"] = []
+    said["annotations"][1]["image_id"] = "unknown"
+    (made.root / "train.json").write_text(json.dumps(said))
+    notes = " ".join(read_boxes(**made.coco).notes)
+    assert "left out: 1 annotation without a box, such as" in notes
+    assert "left out: 1 annotation of a picture that is not listed, such as" in notes
+    (made.root / "labels" / "other.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    assert "left out: 1 annotation file without a picture, such as" in " ".join(read_boxes(**made.yolo).notes)
+    (made.root / "Annotations" / "b.xml").unlink()
+    assert f"1 picture of {made.images} without an XML file left out" in " ".join(read_boxes(**made.voc).notes)
+
+
+def test_keypoints_of_yolo_are_no_outline(made):
+    line = "0 0.5 0.5 0.2 0.2 0.1 0.1 2 0.9 0.9 2\n"
+    (made.root / "labels" / "a.txt").write_text(line)
+    with pytest.raises(UserError, match="of keypoints data.yaml must tell kpt_shape"):
+        read_boxes(**made.yolo)
+    (made.root / "labels" / "data.yaml").write_text("names: [cat, dog]\nkpt_shape: [2, 3]\n")
+    width, height = made.things["a.png"][0]
+    xyxy = read_boxes(**made.yolo).boxes_of(0).xyxy[0].tolist()
+    assert xyxy == pytest.approx([0.4 * width, 0.4 * height, 0.6 * width, 0.6 * height], abs=1e-3)
+
+
+def test_a_group_of_the_name_of_its_class_is_left_out(made):
+    said = json.loads((made.root / "train.json").read_text())
+    said["categories"].append({"id": 0, "name": said["categories"][0]["name"], "supercategory": "none"})
+    (made.root / "train.json").write_text(json.dumps(said))
+    table = read_boxes(**made.coco)
+    assert table.classes == ("cat", "dog")
+    assert any("share their name with another one are left out: 0 (" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(("name", "data"), [("classes.txt", "Grün\ndog\n".encode("latin-1")), ("data.yaml", b"names: {0: cat, b: dog}")])
+def test_odd_lists_of_class_names_do_not_end_in_a_traceback(made, name, data):
+    (made.root / "data.yaml").unlink()
+    (made.root / "labels" / name).write_bytes(data)
+    if name == "classes.txt":
+        assert read_boxes(**made.yolo).classes[1] == "dog"
+    else:
+        with pytest.raises(UserError, match="names are numbered 0, b; expected 0 to 1 without gaps"):
+            read_boxes(**made.yolo)

@@ -35,6 +35,7 @@ def read_coco(images: str, file: str, *, key: str, reading: Reading) -> BoxTable
     categories = sorted(_entries(said, "categories", ("id", "name"), file, key), key=lambda c: (isinstance(c["id"], str), c["id"]))
     pictures = _entries(said, "images", ("id", "file_name"), file, key)
     annotations = _entries(said, "annotations", ("image_id", "category_id"), file, key)
+    categories, notes = _without_groups(categories, annotations, key)
     names = [str(c["name"]) for c in categories]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise UserError(f"{key}: {file}: several categories have the name {some(map(repr, twice))}; give each its own")
@@ -79,8 +80,22 @@ def read_coco(images: str, file: str, *, key: str, reading: Reading) -> BoxTable
         category_ids=_whole_numbers(categories),
         picture_ids=_whole_numbers(pictures),
         source=file,
+        notes=notes,
         problems=problems,
     )
+
+
+def _without_groups(
+    categories: list[dict[str, Any]], annotations: list[dict[str, Any]], key: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Some tools list a group, which nothing is annotated with, by the name of its class: of categories of one name the unused ones go."""
+    used = {a["category_id"] for a in annotations}
+    names = [str(c["name"]) for c in categories]
+    kept = [c for c, name in zip(categories, names, strict=True) if names.count(name) == 1 or c["id"] in used]
+    if not used.intersection(c["id"] for c in categories) or len(kept) == len(categories):
+        return categories, []
+    gone = [f"{c['id']} ({c['name']})" for c in categories if c not in kept]
+    return kept, [f"{key}: categories without an annotation that share their name with another one are left out: {some(gone)}"]
 
 
 def _load(file: str, key: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class BoxData(PictureData):
         if self.val_boxes is None:
             return []
         trainer = self.trainer
-        order = EvalOrder(n=len(self.val_boxes), batch_size=self._eval_batch(), rank=trainer.global_rank, world_size=trainer.world_size)
+        order = EvalOrder(n=len(self.val_boxes), batch_size=self.val_batch, rank=trainer.global_rank, world_size=trainer.world_size)
         return make_box_loader(BoxPictures(self.val_boxes, self.image_size, reading=self.reading), order, workers=self.workers)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

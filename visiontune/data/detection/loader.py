@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from visiontune.boxes import Boxes, Letterbox
+from visiontune.boxes import Boxes, BoxList, Letterbox, LetterboxList
 from visiontune.data.decode import BrokenPicture, Picture, Reading
 from visiontune.data.detection.augment import BoxAugment
-from visiontune.data.detection.batches import BoxList, LetterboxList
 from visiontune.data.detection.order import Size
 from visiontune.data.detection.place import Source, Unreadable, fit
 from visiontune.data.detection.table import BoxTable
@@ -84,6 +83,8 @@ class BoxPictures(Dataset):
             try:
                 item = self._sample(index, epoch, size, bad)
             except Unreadable as error:
+                if error.index in bad:  # nothing is left to stand in for one of a mosaic: the next try would be the same
+                    break
                 bad[error.index] = str(error)
                 continue
             return replace(item, broken=self._told(bad))
@@ -146,7 +147,7 @@ def collate_boxes(items: list[Item], *, channels: int = 3) -> dict[str, Any]:
         "images": stacked(views)[0] if kept else torch.empty(0, channels, 1, 1, dtype=torch.uint8),
         "boxes": BoxList(item.boxes for item in kept),
         "crowd": BoxList(item.crowd for item in kept),
-        "letterbox": LetterboxList.of(item.letterbox for item in kept),
+        "letterbox": LetterboxList(item.letterbox for item in kept if item.letterbox is not None),
         "index": torch.tensor([item.index for item in kept], dtype=torch.int64),
         "broken": [told for item in items for told in item.broken],
     }

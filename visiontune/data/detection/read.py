@@ -17,6 +17,11 @@ from visiontune.errors import UserError, counted, some
 
 # Annotations that nobody can follow: to go on without them would teach that there is nothing.
 FATAL = ("unreadable annotation", "bad annotation", "unknown class")
+WORDS = {
+    "no box": "annotation without a box",
+    "unknown picture": "annotation of a picture that is not listed",
+    "no picture": "annotation file without a picture",
+}
 FORMATS = "COCO's .json, a folder of Pascal VOC's .xml, or a folder of YOLO's .txt"
 
 
@@ -60,6 +65,7 @@ def read_boxes(
         table = read_yolo(images, boxes, split=split, names=None if classes is None else tuple(classes), key=key, reading=reading)
     if strict:
         _raise_for(table, key)
+        table = replace(table, notes=(*table.notes, *_words_on(table, key)))
     if classes is not None:
         table = align_classes(table, classes, key=key, strict=strict)
     if strict and not len(table.label):
@@ -93,6 +99,15 @@ def format_of(boxes: str, *, key: str = "data.train") -> str:
     inner = [name for name in there if name.lower().endswith(".json")]
     cure = f"; did you mean {os.path.join(boxes, inner[0])}?" if inner else ""
     raise UserError(f"{key}.boxes: {boxes} holds {some(there) or 'nothing'}; expected {FORMATS}{cure}")
+
+
+def _words_on(table: BoxTable, key: str) -> list[str]:
+    """What is left out without being an error, since it may well be meant: told, for it is background where it is not."""
+    counts, said = Counter(p.kind for p in table.problems if p.kind not in FATAL), []
+    for kind, count in counts.items():
+        first = next(p for p in table.problems if p.kind == kind)
+        said.append(f"{key}: left out: {counted(count, WORDS.get(kind, kind), ',')}, such as {first.path} ({first.detail})")
+    return said
 
 
 def _raise_for(table: BoxTable, key: str) -> None:

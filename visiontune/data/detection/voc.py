@@ -85,6 +85,7 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str, reading: 
         unsaid = np.flatnonzero(~size.all(axis=1))
         size[unsaid] = picture_sizes(table.take(unsaid.tolist()), reading=reading)
     classes = sorted({row[1] for row in rows})
+    left = len(listed) - found if split is None else 0
     counts = "from 0: a 0 or a fraction occurs among them" if from_zero else "from 1, the last one within the box, as Pascal VOC has it"
     return BoxTable.of(
         table,
@@ -95,7 +96,11 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str, reading: 
         sizes=size,
         crowd=np.array([row[3] for row in rows], dtype=bool),
         source=folder,
-        notes=[*listed.notes, f"{key}: pixels in {folder} are counted {counts}"],
+        notes=[
+            *listed.notes,
+            *([f"{key}: {counted(left, 'picture', ',')} of {images} without an XML file left out"] if left else []),
+            f"{key}: pixels in {folder} are counted {counts}",
+        ],
         problems=problems,
     )
 

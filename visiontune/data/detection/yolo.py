@@ -1,7 +1,8 @@
 """YOLO: a text file a picture, a line a box: class number, then centre and size as shares of the picture's width and height.
 
 Names of the classes stand in a `data.yaml` (`names:`) or `classes.txt`. A picture without a text file is one with nothing on it. A line of
-a class and three or more points is an outline; its box is the one around it.
+a class and three or more points is an outline; its box is the one around it. With `kpt_shape:` in the `data.yaml` lines go on with the
+numbers of keypoints, which are left out.
 """
 
 import os
@@ -22,6 +23,7 @@ NAME_LISTS = ("classes.txt", "obj.names", "labels.txt", "_darknet.labels")
 LEVELS = 3
 # Shares of a picture may go over its edge by drawing or rounding, but not by its whole width: then they are pixels.
 MOST = 2.0
+EDGE = 1.1  # of an outline, whose points are drawn: what is farther out are other numbers, such as keypoints'
 
 
 def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, ...] | None, key: str, reading: Reading) -> BoxTable:
@@ -43,7 +45,7 @@ def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, 
     if split is not None:
         table = table.take(choose(stems, split, key=key))
         stems = Stems.of(table)
-    own, where = _class_names(folder, images, key)
+    own, keypoints, where = _class_names(folder, images, key)
     classes = own or names
     if not classes:
         looked = f"no .yaml with 'names' and no classes.txt in {folder}, {images} or the {LEVELS - 1} folders above them"
@@ -62,7 +64,7 @@ def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, 
             without.append(file)
             continue
         used += 1
-        found = _parse(os.path.join(folder, file), table.path(picture), picture, len(classes), problems)
+        found = _parse(os.path.join(folder, file), table.path(picture), picture, len(classes), keypoints, problems)
         rows += found
         owners += [picture] * len(found)
     if not used:
@@ -94,8 +96,8 @@ def read_yolo(images: str, folder: str, *, split: str | None, names: tuple[str, 
     )
 
 
-def _parse(path: str, picture_path: str, picture: int, K: int, problems: list[Problem]) -> list[tuple[float, ...]]:
-    """Class, centre and size of each box."""
+def _parse(path: str, picture_path: str, picture: int, K: int, keypoints: int, problems: list[Problem]) -> list[tuple[float, ...]]:
+    """Class, centre and size of each box; `keypoints` numbers behind them are left out."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             lines = [line.split() for line in file]
@@ -111,12 +113,15 @@ def _parse(path: str, picture_path: str, picture: int, K: int, problems: list[Pr
         except ValueError:
             problems.append(Problem("bad annotation", path, f"line {at}: {' '.join(words)[:60]!r} is not numbers", picture))
             continue
+        if keypoints and len(rest) == 4 + keypoints:
+            rest = rest[:4]
         outline = len(rest) >= 6 and len(rest) % 2 == 0
         if not outline and len(rest) != 4:
             what = f"line {at}: {counted(len(words), 'number')}; expected class, centre x and y, width, height"
             problems.append(Problem("bad annotation", path, what, picture))
-        elif not np.isfinite(rest).all() or max(map(abs, rest)) > MOST:
-            what = f"line {at}: {' '.join(words[1:])[:60]}; expected shares of the picture's width and height, 0 to 1, not pixels"
+        elif not np.isfinite([label, *rest]).all() or max(map(abs, rest)) > (EDGE if outline else MOST):
+            cure = "; of keypoints data.yaml must tell kpt_shape" if outline else ""
+            what = f"line {at}: {' '.join(words)[:60]}; expected shares of the picture's width and height, 0 to 1, not pixels{cure}"
             problems.append(Problem("bad annotation", path, what, picture))
         elif label != int(label) or not 0 <= label < K:
             what = f"line {at}: class {words[0]}; there are {counted(K, 'class')}, numbered from 0 to {K - 1}"
@@ -129,16 +134,18 @@ def _parse(path: str, picture_path: str, picture: int, K: int, problems: list[Pr
     return found
 
 
-def _class_names(folder: str, images: str, key: str) -> tuple[tuple[str, ...], str]:
-    """Names and the file that says them; none where there is no such file."""
+def _class_names(folder: str, images: str, key: str) -> tuple[tuple[str, ...], int, str]:
+    """Names, the numbers of keypoints in a line, and the file that says them; none where there is no such file."""
     for place in _places(folder, images):
         for file in sorted(place.glob("*.yaml")) + sorted(place.glob("*.yml")):
-            if names := _from_yaml(file, key):
-                return names, str(file)
+            names, keypoints = _from_yaml(file, key)
+            if names:
+                return names, keypoints, str(file)
         for file in (place / name for name in NAME_LISTS):
-            if file.is_file() and (names := tuple(line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip())):
-                return names, str(file)
-    return (), ""
+            lines = file.read_text("utf-8-sig", errors="replace").splitlines() if file.is_file() else []
+            if names := tuple(line.strip() for line in lines if line.strip()):
+                return names, 0, str(file)
+    return (), 0, ""
 
 
 def _places(folder: str, images: str) -> list[Path]:
@@ -148,18 +155,20 @@ def _places(folder: str, images: str) -> list[Path]:
     return list(dict.fromkeys(places))
 
 
-def _from_yaml(file: Path, key: str) -> tuple[str, ...]:
+def _from_yaml(file: Path, key: str) -> tuple[tuple[str, ...], int]:
     import yaml
 
     try:
         said: Any = yaml.safe_load(file.read_text("utf-8-sig"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
-        return ()  # some other file; if it was the one, its names are missed and asked for
+        return (), 0  # some other file; if it was the one, its names are missed and asked for
     names = said.get("names") if isinstance(said, dict) else None
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise UserError(
                 f"{key}: {file}: names are numbered {some(sorted(names, key=str))}; expected 0 to {len(names) - 1} without gaps"
             )
         names = [names[i] for i in range(len(names))]
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    shape = said.get("kpt_shape") if isinstance(said, dict) else None
+    keypoints = shape[0] * shape[1] if isinstance(shape, list) and len(shape) == 2 and all(isinstance(n, int) for n in shape) else 0
+    return (tuple(map(str, names)) if isinstance(names, list) else ()), keypoints
