@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,32 @@ def test_check_lists_what_is_wrong_with_annotations(annotated, tmp_path, capsys)
     ):
         assert main(["check", str(bad), *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_drawn_pictures_of_similar_names_stand_beside_each_other(exported, annotated, tmp_path, capsys):
+    for place in ("a/x.png", "b/x.png", "x_2.png"):
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(annotated.images / "0.png", tmp_path / "in" / place)
+    argv = ["predict", str(exported), str(tmp_path / "in"), "--csv", str(tmp_path / "out.csv"), "--draw"]
+    assert main([*argv, str(tmp_path / "drawn")]) == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 3
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out.csv").unlink()
+    assert main([*argv, str(tmp_path / "file")]) == 2
+    assert "--draw: cannot make the folder" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_damaged_weights_are_told_in_a_sentence(exported, tmp_path, capsys):
+    shutil.copytree(exported, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    for damage in (lambda: file.write_bytes(file.read_bytes()[:1000]), file.unlink):
+        damage()
+        assert main(["predict", str(tmp_path / "model"), str(tmp_path)]) == 2
+        assert "does not hold the weights of this detector" in capsys.readouterr().err
+
+
+def test_a_recipe_with_its_pictures_beside_it_is_checked_as_a_recipe(annotated, capsys):
+    given = [f"data.{part}.{key}={value}" for part in ("train", "val") for key, value in annotated.coco.items()]
+    main(["check", "detect/fcos", *given])
+    assert "detect/fcos: sound" in capsys.readouterr().out

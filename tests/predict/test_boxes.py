@@ -82,8 +82,9 @@ def test_rows_are_written_as_they_come_and_an_unfinished_file_has_not_its_name(t
 
 
 def test_a_file_of_another_kind_or_in_no_folder_is_told_before_anything_is_computed(tmp_path):
-    check_boxes_format(tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"--csv: got .*a.txt; expected a name that ends in .csv or .json"):
-        check_boxes_format(tmp_path / "a.txt")
+    check_boxes_format(tmp_path / "a.json", key="--json")
+    for name in ("a.txt", "a.json"):
+        with pytest.raises(UserError, match=rf"--csv: got .*{name}; expected a name that ends in .csv"):
+            check_boxes_format(tmp_path / name)
     with pytest.raises(UserError, match="--csv: there is no folder"):
         check_boxes_format(tmp_path / "gone/a.csv")
