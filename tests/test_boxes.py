@@ -6,6 +6,11 @@ import torch
 from visiontune.boxes import Boxes, Letterbox
 
 
+def test_what_lies_beside_the_picture_has_no_area_in_it():
+    found = Letterbox.of(40, 80, (64, 64)).outside(Boxes(torch.tensor([[0.0, 40, 30, 60], [4, 4, 30, 60]]), torch.tensor([0, 1])))
+    assert found.with_area().labels.tolist() == [1]
+
+
 def some_boxes(height: int, width: int, count: int = 20) -> Boxes:
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values * torch.tensor([width, height])

@@ -46,6 +46,10 @@ class Boxes:
         """Some of them: indices, or a mask `(M,)`."""
         return Boxes(self.xyxy[which], self.labels[which], None if self.scores is None else self.scores[which])
 
+    def with_area(self) -> "Boxes":
+        """Those that cover anything: what lies wholly beside a picture does not once it is cut."""
+        return self.take((self.xyxy[:, 2:] > self.xyxy[:, :2]).all(dim=1))
+
     def clip(self, height: int, width: int) -> "Boxes":
         """Cut to a picture's size."""
         limit = self.xyxy.new_tensor([width, height, width, height])

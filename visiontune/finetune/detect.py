@@ -219,6 +219,7 @@ class Detector(Module):
         crowd = batch.get("crowd") if isinstance(batch, Mapping) else None
         if isinstance(batch, Mapping) and batch.get("letterbox"):  # as the original has it: sizes of things count there
             found, targets, crowd = (_outside(batch["letterbox"], many) for many in (found, targets, crowd or [Boxes.none()] * len(found)))
+            found = [boxes.with_area() for boxes in found]
         self._counted().update(found, targets, crowd=crowd)
 
     def on_validation_epoch_end(self) -> None:

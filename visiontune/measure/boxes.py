@@ -89,7 +89,7 @@ def judge_boxes(
             broken += batch["broken"]
             if len(batch["images"]):
                 said = boxes_of(batch["images"])
-                found += [box.outside(b.to("cpu")) for box, b in zip(batch["letterbox"], said, strict=True)]
+                found += [box.outside(b.to("cpu")).with_area() for box, b in zip(batch["letterbox"], said, strict=True)]
                 kept += batch["index"].tolist()
             done = min(len(table), done + batch_size)
             progress(done)

@@ -132,9 +132,8 @@ class BoxPredictor:
     def _boxes(self, fitted: Sequence[tuple[Tensor, Letterbox]]) -> list[Boxes]:
         """In pixels of the originals."""
         found = self(torch.stack([x for x, _ in fitted])) if fitted else []
-        outside = [box.outside(boxes.to("cpu")) for (_, box), boxes in zip(fitted, found, strict=True)]
         # what lies where the picture was filled up has no area in it
-        return [boxes.take((boxes.xyxy[:, 2:] > boxes.xyxy[:, :2]).all(dim=1)) for boxes in outside]
+        return [box.outside(boxes.to("cpu")).with_area() for (_, box), boxes in zip(fitted, found, strict=True)]
 
     def _fit(self, source: bytes | np.ndarray) -> tuple[Tensor, Letterbox]:
         pixels, box = place.fit(place.Source(Picture(source, self.reading), Boxes.none()), self.image_size)

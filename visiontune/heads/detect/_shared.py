@@ -72,7 +72,7 @@ def as_dicts(targets: Sequence[Boxes], *, first_label: int = 0) -> list[dict[str
 def as_boxes(found: Sequence[dict[str, Tensor]], image_size: tuple[int, int], *, first_label: int = 0) -> list[Boxes]:
     """From torchvision, cut to the picture; what lies beside it, where the picture was filled up, goes."""
     boxes = [Boxes(f["boxes"].float(), f["labels"] - first_label, f["scores"].float()).clip(*image_size) for f in found]
-    return [b.take((b.xyxy[:, 2:] > b.xyxy[:, :2]).all(dim=1)) for b in boxes]
+    return [b.with_area() for b in boxes]
 
 
 def exact(head: nn.Module, features: Sequence[Tensor]) -> list[Tensor]:
