@@ -93,7 +93,7 @@ def test_crowds_and_letterboxes_of_a_strangers_batch_come_as_far_as_validation()
     batch = {"images": torch.zeros(1, 3, 32, 32), "boxes": [Boxes.none()], "crowd": [Boxes.none()], "letterbox": [box], "name": ["a"]}
     moved = move_data_to_device(detector().on_before_batch_transfer(batch, 0), torch.device("cpu"))
     assert (list(moved["letterbox"]), len(moved["crowd"]), moved["name"]) == ([box], 1, ["a"])
-    module = detector().eval()
+    module = detector(pyramid_width=64).eval()
     for pictures in (moved, [batch["images"]], batch["images"]):
         assert len(module.predict_step(module.on_before_batch_transfer(pictures, 0), 0)) == 1
 
