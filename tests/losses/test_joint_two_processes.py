@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tests.losses.waves import waves
+from tests.two_processes import means
 from visiontune.heads.prototypes import Centring
 from visiontune.heads.queue import Queue
 from visiontune.losses import (
@@ -75,27 +74,9 @@ def loss_of(name: str, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
     return loss.detach(), gradient
 
 
-def _half(rank: int, file: str, out: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    found = {}
-    for name in LOSSES:
-        values = [v.clone() for v in loss_of(name, slice(rank * 4, rank * 4 + 4))]
-        for value in values:  # what DistributedDataParallel does with gradients
-            dist.all_reduce(value)
-            value /= 2
-        found[name] = values
-    if rank == 0:
-        torch.save(found, out)
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        mp.spawn(_half, args=(str(folder / "meet"), str(folder / "out")), nprocs=2)
-    return torch.load(folder / "out")
+    return means(loss_of, LOSSES, 4, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", LOSSES)

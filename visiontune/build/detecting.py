@@ -169,7 +169,7 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: 
             setattr(head, key, n)
         if slim:
             usual = ", ".join(f"{key} {n} instead of {type(head).model_fields[key].default}" for key, n in slim.items())
-            notes.append(f"a slim head, {usual}: on a CPU the usual one would take most of the time (ours; benchmarks/detect_bccd.csv)")
+            notes.append(f"a slim head, {usual}: on a CPU the usual one would take most of the time (ours)")
     if recipe.epochs is None:
         seen = SEEN["cpu" if on_cpu else "gpu"][fresh]
         recipe.epochs = min(MOST, max(FEWEST, round(seen / pictures)))
