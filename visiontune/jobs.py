@@ -196,10 +196,10 @@ def _outcome(job: Run, status: int) -> Outcome:
     if status == 0:
         wait_for(job.result_file)
         return Outcome(0, job.result)
-    return Outcome(status, reason=_reason(job.folder / CONSOLE, status))
+    return Outcome(status, reason=reason_of(job.folder / CONSOLE, status))
 
 
-def _reason(console: Path, status: int) -> str:
+def reason_of(console: Path, status: int) -> str:
     """The last error that a job told of, else its status."""
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     lines = [line.strip() for line in console.read_text(errors="replace").splitlines() if line.strip()] if console.is_file() else []

@@ -75,7 +75,7 @@ def probe(
     """Embed the pictures once (or read what was kept), and score each probe.
 
     Args:
-        backbone: a timm name, a run folder or an exported folder.
+        backbone: a timm name, a run folder, an exported folder or file.
         data: labelled pictures, as `data.train` of a classify recipe.
         val: pictures to score on, or a share of `data` to set aside, by class; None: a fifth of a folder, of a table what it says itself.
         weights: of a timm name: `timm` (the default, fetched), `random`, a file or a run; of a folder `random` or None.
@@ -89,23 +89,89 @@ def probe(
     Raises:
         UserError: in one sentence.
     """
+    check_probes(probes, shots)
+    found = prepare(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides)
+    say("\n".join(found.notes))
+    return judge(found, probes=probes, shots=shots, fresh=fresh, say=say)
+
+
+def check_probes(probes: Sequence[str], shots: Sequence[int], *, key: str = "--probes") -> None:
+    """Raises UserError for a probe that is none, or no number of labels."""
     for name in probes:
         if name not in PROBES:
-            raise UserError(f"--probes: got {name!r}; allowed: {', '.join(PROBES)}{near(name, PROBES)}")
+            raise UserError(f"{key}: got {name!r}; allowed: {', '.join(PROBES)}{near(name, PROBES)}")
     if wrong := [k for k in shots if k < 1]:
         raise UserError(f"--shots: got {some(wrong)}; expected numbers of labelled pictures of each class, 1 or more, e.g. 1 5 10")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A backbone that is not tuned, and the pictures that it is judged on.
+
+    Attributes:
+        recipe: a classify recipe that names both, derived.
+        tables: the pictures, with labels.
+        module: a `Classifier`, in evaluation mode, whose backbone has its weights.
+        notes: what was found, in words.
+    """
+
+    recipe: ClassifyRecipe
+    tables: build.Tables
+    module: Any
+    notes: list[str]
+
+
+def prepare(
+    backbone: str,
+    data: str,
+    *,
+    val: str | float | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Frozen:
+    """The network and the pictures, as `probe` takes them; no picture is opened.
+
+    Raises:
+        UserError: in one sentence.
+    """
+    recipe, tables = find_labelled(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides)
+    recipe, _ = build.derive(recipe, tables, 1)  # its notes are of a training that will not be
+    module, notes = build.make_module(recipe, tables)
+    made = f"{recipe.backbone.name}, embedding of {module.face.width}, pictures of {'x'.join(map(str, build.picture_size(recipe)))}"
+    return Frozen(recipe, tables, module.eval(), [*tables.notes, *(n for n in notes if "to train" not in n), made])
+
+
+def find_labelled(
+    backbone: str,
+    data: str,
+    *,
+    val: str | float | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Any, build.Tables]:
+    """A recipe that names network and pictures, and the pictures listed. No weights are read.
+
+    Raises:
+        UserError: in one sentence.
+    """
     _check_splits(data)
     recipe = _recipe(backbone, data, val, weights, image_size, overrides)
     tables = build.find_pictures(recipe)
-    recipe, _ = build.derive(recipe, tables, 1)  # its notes are of a training that will not be
-    module, notes = build.make_module(recipe, tables)
     if tables.train.labels is None or tables.val is None or tables.val.labels is None:
         raise UserError(f"probe: {data} has several labels a picture, and these probes take one; train a recipe with `tune: head` instead")
-    made = f"{recipe.backbone.name}, embedding of {module.face.width}, pictures of {'x'.join(map(str, build.picture_size(recipe)))}"
-    say("\n".join([*tables.notes, *(n for n in notes if "to train" not in n), made]))
+    return recipe, tables
 
-    module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    seen = Embeddings(recipe, module, fresh=fresh, say=say)
+
+def judge(
+    found: Frozen, *, probes: Sequence[str], shots: Sequence[int], fresh: bool, say: Callable[[str], None], device: str | None = None
+) -> list[Score]:
+    """Embed the pictures on the device (None: CUDA where it is there), and score each probe."""
+    found.module.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tables = found.tables
+    assert tables.val is not None, "find_labelled() sees to it"
+    seen = Embeddings(found.recipe, found.module, fresh=fresh, say=say)
     (x, y), (z, truth) = seen.of(tables.train), seen.of(tables.val)
     M = len(truth)
 
@@ -118,8 +184,8 @@ def probe(
         top1 = float((knn_predict(x, y, z, k=NEIGHBOURS, chunk=chunk) == truth).double().mean())
         scores.append(score("knn", f"k {min(NEIGHBOURS, len(x))}", len(x), top1))
     if "linear" in probes:
-        found = linear_probe(x, y, z, truth, most=MOST)
-        scores.append(score("linear", f"C {found.C:.2g}", min(len(x), MOST), found.top1))
+        linear = linear_probe(x, y, z, truth, most=MOST)
+        scores.append(score("linear", f"C {linear.C:.2g}", min(len(x), MOST), linear.top1))
     if "few" in probes:
         done = few_labels(x, y, z, truth, shots=shots, draws=DRAWS)
         for few in done:
@@ -179,22 +245,24 @@ def _recipe(
     if image_size:
         settings["image_size"] = image_size
     path = Path(backbone)
-    if path.is_dir():
+    if path.exists():
+        place = build.weights_path(backbone)
+        config = backbones.read_config(place)
+        if config is None and path.is_file():
+            raise UserError(f"probe: {backbone} is a file; give the timm name of its network, and --weights {backbone}")
         if weights not in (None, "random"):
             raise UserError(
                 f"--weights: got {weights}, but {backbone} brings its own; leave it out, or say random for the same network without"
             )
-        folder = build.weights_path(backbone)
-        config = backbones.read_config(folder)
         if config is None:
             raise UserError(f"probe: {backbone} is neither a run with weights nor a folder with config.json and model.safetensors")
-        network: dict[str, Any] = {"weights": str(folder)}
+        if "detector" in config:
+            raise UserError(f"probe: {backbone} detects, and has no embedding of a whole picture; give its backbone, RUN/weights/backbone")
+        network: dict[str, Any] = {"weights": str(place)}
         if weights == "random":
             spec = backbones.Spec.of(config)
             network = {"name": spec.name, "args": spec.shape_args, "stem": spec.stem}
             settings.setdefault("image_size", spec.image_size)
-    elif path.is_file():
-        raise UserError(f"probe: {backbone} is a file; give the timm name of its network, and --weights {backbone}")
     else:
         if problem := backbones.check_name(backbone):
             raise UserError(f"probe: got {backbone!r}, which is no folder, and {problem}")
