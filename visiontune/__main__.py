@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 
 from visiontune.verbs.models import embed, evaluate, export, predict
 from visiontune.verbs.pictures import check, index, shard
-from visiontune.verbs.proof import compare, probe
+from visiontune.verbs.proof import benchmark, compare, probe
 from visiontune.verbs.recipes import copy, fit, list_, report, schema, show
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "fit": fit, "list": list_, "show": show, "copy": copy, "check": check, "index": index, "shard": shard,
-    "predict": predict, "evaluate": evaluate, "embed": embed, "probe": probe, "compare": compare, "export": export,
-    "report": report, "schema": schema,
+    "predict": predict, "evaluate": evaluate, "embed": embed, "probe": probe, "compare": compare, "benchmark": benchmark,
+    "export": export, "report": report, "schema": schema,
 }  # fmt: skip
 
 

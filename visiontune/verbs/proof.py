@@ -10,7 +10,7 @@ from visiontune.verbs.words import parser_of, writable
 def probe(argv: list[str]) -> int:
     """judge a backbone's embedding on labelled pictures, without tuning: k-NN, linear probe, few labels"""
     parser = parser_of("probe", probe)
-    parser.add_argument("backbone", metavar="BACKBONE", help="a timm name, a run folder or an exported folder")
+    parser.add_argument("backbone", metavar="BACKBONE", help="a timm name, a run folder, an exported folder or file")
     parser.add_argument("data", metavar="DATA", help="labelled pictures, as data.train of a classify recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="more keys of a classify recipe, e.g. data.channels=4")
     overrides, argv = _split_overrides(argv)
@@ -80,6 +80,41 @@ def compare(argv: list[str]) -> int:
     return room.compare(
         args.recipe, weights=args.weights, labels=args.labels, seeds=seeds, overrides=overrides, out=args.out, min_steps=args.min_steps,
         **places,
+    )  # fmt: skip
+
+
+def benchmark(argv: list[str]) -> int:
+    """many backbones on your pictures and your machine: accuracy, speed, memory and cost in one table"""
+    parser = parser_of("benchmark", benchmark)
+    parser.add_argument("data", metavar="DATA", help="labelled pictures, as data.train of a classify recipe")
+    parser.add_argument("--backbones", nargs="+", action="extend", default=[], metavar="NAME",
+                        help="timm names, wildcards ('vit_tiny*'), run folders, exported folders and .safetensors files")  # fmt: skip
+    parser.add_argument("--weights", default="timm", metavar="WEIGHTS", help="of timm names: timm (default, fetched) or random")
+    parser.add_argument("--val", metavar="DATA|SHARE", help="pictures to score on, or a share to set aside (default: 0.2 of a folder)")
+    parser.add_argument("--probe", nargs="+", default=["knn", "linear"], metavar="PROBE", help="of: knn linear few (default: knn linear)")
+    parser.add_argument("--shots", nargs="+", type=int, default=[1, 5, 10], metavar="K", help="labels a class of `few` (default: 1 5 10)")
+    parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures, for all (default: as each one's weights were made)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
+    parser.add_argument("--precision", default="auto", help="of what is timed, as trainer.precision of a recipe (default: by the device)")
+    parser.add_argument("--compile", action="store_true", help="time networks compiled by torch.compile")
+    parser.add_argument("--no-training", action="store_true", help="leave out the timing of optimiser steps")
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="shortest window of a timing; seven count (default: 1)")
+    parser.add_argument("--out", metavar="FOLDER", help="the benchmark's folder (default: runs/benchmark); the same one is gone on with")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    overrides, argv = _split_overrides(argv)
+    args = parser.parse_args(argv)
+    from visiontune.errors import UserError
+    from visiontune.finish import silence
+
+    silence()
+    if not args.backbones:
+        raise UserError("benchmark: expected --backbones, e.g. `benchmark flowers/train --backbones resnet18 'convnext_*o' runs/my_mae`")
+    from visiontune.benchmark.command import benchmark as run
+
+    return run(
+        args.data, names=args.backbones, weights=args.weights, val=_path_or_share(args.val), probes=args.probe, shots=args.shots,
+        image_size=args.at, device=args.device, precision=args.precision, compiled=args.compile, training=not args.no_training,
+        seconds=args.seconds, overrides=overrides, out=args.out, fresh=args.fresh,
     )  # fmt: skip
 
 

@@ -1,0 +1,161 @@
+"""One backbone, measured in a process of its own: `python -m visiontune.benchmark.child FOLDER/spec.json`.
+
+Its memory is then its own, and whatever ends it (a crash, the system that is out of memory, weights that do not load) ends no other.
+Each part is written into `result.json` beside the spec as soon as it is done, so that nothing measured is lost.
+"""
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visiontune import backbones, build
+from visiontune import probe as probing
+from visiontune.benchmark import memory
+from visiontune.benchmark.cost import count
+from visiontune.benchmark.machine import PAUSE, Watch
+from visiontune.benchmark.steps import Steps
+from visiontune.benchmark.timing import Stopwatch, measure, quartiles
+from visiontune.data.parallel import die_with
+from visiontune.errors import UserError
+from visiontune.finish import silence
+
+SPEC, RESULT, CONSOLE = "spec.json", "result.json", "console.txt"
+
+
+class Parts:
+    """What can be measured of one backbone, each on its own.
+
+    Args:
+        spec: `backbone`, `weights`, `data`, `val`, `image_size`, `overrides` as `probe` takes them; `device`, `precision`, `compile`;
+            `seconds` and `windows` of a timing; `probes`, `shots`, `fresh`.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec, self.device = spec, torch.device(spec["device"])
+        self.idle = memory.resident()
+        self._found: probing.Frozen | None = None
+
+    @property
+    def found(self) -> probing.Frozen:
+        if self._found is None:
+            keys = ("backbone", "weights", "data", "val", "image_size", "overrides")
+            self._found = probing.prepare(**{key: self.spec[key] for key in keys})
+            print("\n".join(self._found.notes), flush=True)
+        return self._found
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return build.picture_size(self.found.recipe)
+
+    def cost(self) -> dict[str, Any]:
+        """Counted on the CPU."""
+        network = self.found.module.backbone
+        told = getattr(network, "pretrained_cfg", None) or {}
+        tag = f".{told['tag']}" if self.spec["weights"] == "timm" and told.get("tag") else ""
+        size = self.size
+        about = {"architecture": f"{self.found.recipe.backbone.name.split('.', 1)[0]}{tag}", "image_size": list(size)}
+        return about | asdict(count(network, size, self.found.recipe.data.channels))
+
+    def inference(self) -> dict[str, Any]:
+        """Pictures a second from pixels on the device to scores; and of one picture alone how long it takes."""
+        steps, watch = self._steps()
+        entry = self._timed(steps, watch, steps.inference)
+        alone = [1000 / rate for rate in watch.rates(steps.inference(1, entry["channels_last"]))]
+        low, high = quartiles(alone)
+        return entry | {"latency_ms": statistics.median(alone), "latency_ms_low": low, "latency_ms_high": high}
+
+    def training(self) -> dict[str, Any]:
+        """Pictures a second of an optimiser step."""
+        self._found = None  # what networks keep from inference mode cannot be trained through
+        steps, watch = self._steps()
+        return self._timed(steps, watch, steps.training, first=2)  # a batch norm has no statistics of one value
+
+    def accuracy(self) -> dict[str, Any]:
+        """What the probes say of the embedding, in full precision."""
+        spec, self._found = self.spec, None  # statistics may have changed
+        scores = probing.judge(
+            self.found, probes=spec["probes"], shots=spec["shots"], fresh=spec["fresh"], say=_say, device=str(self.device)
+        )
+        return {"scores": [asdict(score) for score in scores]}
+
+    def _steps(self) -> tuple[Steps, Stopwatch]:
+        spec, recipe = self.spec, self.found.recipe
+        torch.backends.cudnn.benchmark = True  # pictures have one size
+        steps = Steps(
+            self.found.module.backbone, size=self.size, channels=recipe.data.channels, device=self.device,
+            precision=spec["precision"], compiled=spec["compile"],
+        )  # fmt: skip
+        return steps, Stopwatch(spec["seconds"], spec["windows"], steps.synchronize)
+
+    def _timed(self, steps: Steps, watch: Stopwatch, make: Callable[[int, bool], Any], *, first: int = 1) -> dict[str, Any]:
+        convnet = not backbones.has_attention(steps.network)
+        self._forget()
+        room = memory.Room(self.device)
+        with Watch(self.device, min(PAUSE, watch.seconds)) as machine:
+            speed = measure(make, watch, convnet=convnet, first=first, room=room.for_twice, settled=self._forget)
+            held = memory.peak(self.device)
+        return {
+            "images_per_second": speed.images_per_second, "low": speed.quartiles[0], "high": speed.quartiles[1],
+            "batch_size": speed.batch_size, "channels_last": speed.channels_last, "peak_memory_bytes": held,
+            "idle_memory_bytes": self.idle if self.device.type == "cpu" else 0, "rates": speed.rates, "tried": speed.tried,
+            "stopped": speed.stopped, "warnings": machine.words(speed.spread), "machine": machine.for_machines(),
+        }  # fmt: skip
+
+    def _forget(self) -> None:
+        memory.forget_peak(self.device)
+
+
+# In their order. What a backbone is tuned to, by another part, would stand here as well.
+PARTS: dict[str, Callable[[Parts], dict[str, Any]]] = {
+    "cost": Parts.cost, "inference": Parts.inference, "training": Parts.training, "accuracy": Parts.accuracy,
+}  # fmt: skip
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """By part what was measured, or `{"failed": reason}`; empty if there is nothing."""
+    try:
+        return json.loads((folder / RESULT).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    beside = folder / "result.tmp"
+    beside.write_text(json.dumps(result, indent=1) + "\n")
+    beside.replace(folder / RESULT)
+
+
+def main(argv: Sequence[str]) -> int:
+    die_with(os.getppid())
+    silence()
+    folder = Path(argv[0]).parent
+    spec = json.loads(Path(argv[0]).read_text())
+    parts = Parts(spec)
+    for name in spec["parts"]:
+        try:
+            entry = PARTS[name](parts)
+        except UserError as error:
+            entry = {"failed": str(error)}
+        except Exception as error:  # of a layer that a device or precision lacks, of memory, of whatever a network does
+            entry = {"failed": f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"}
+        if "failed" in entry:
+            print(f"error: {name}: {entry['failed']}", flush=True)
+        write_result(folder, read_result(folder) | {name: entry | {"asked": spec["asked"][name]}})
+        if name == "cost" and "failed" in entry:  # there is no network
+            return 2
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

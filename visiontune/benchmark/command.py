@@ -1,0 +1,159 @@
+"""Which backbone, with which weights, on these pictures and this machine: the whole story, read top to bottom."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from visiontune import build
+from visiontune import probe as probing
+from visiontune.benchmark import table
+from visiontune.benchmark.child import PARTS
+from visiontune.benchmark.loop import Loop
+from visiontune.benchmark.machine import identity
+from visiontune.benchmark.names import Candidate, find_candidates, told_apart
+from visiontune.benchmark.page import write_page
+from visiontune.benchmark.steps import PRECISIONS
+from visiontune.errors import UserError, counted, near, some
+from visiontune.predict.loading import devices
+from visiontune.run import Run
+
+SETTINGS = "benchmark.json"
+PROBES = ("knn", "linear")
+# Of the settings, those that another command into the same folder may change: what depends on them is measured again.
+MAY_CHANGE = ("probes", "shots", "seconds", "windows", "parts")
+
+
+def benchmark(
+    data: str,
+    *,
+    names: Sequence[str],
+    weights: str = "timm",
+    val: str | float | None = None,
+    probes: Sequence[str] = PROBES,
+    shots: Sequence[int] = (1, 5, 10),
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    compiled: bool = False,
+    training: bool = True,
+    seconds: float = 1.0,
+    windows: int = 7,
+    overrides: Sequence[str] = (),
+    out: str | None = None,
+    fresh: bool = False,
+) -> int:
+    """A new benchmark, or the same command again, which goes on with what it left. Returns the exit status: 1 if a backbone failed.
+
+    Args:
+        data: labelled pictures, as `probe` takes them.
+        names: timm's names and wildcards, run folders, exported folders and files.
+        weights: of timm's names: `timm` (fetched) or `random`.
+        val: pictures to score on, or a share to set aside; likewise.
+        probes: which of `probe`'s.
+        shots: labelled pictures of each class for the probe `few`.
+        image_size: pixels, for all; None: as each one's weights were made.
+        device: `auto` (the fastest), `cpu`, `cuda`, `cuda:1`, `mps`.
+        precision: of what is timed, as a recipe's `trainer.precision`; embeddings are always computed in fp32.
+        compiled: torch.compile, block by block.
+        training: whether optimiser steps are timed.
+        seconds: shortest window of a timing.
+        windows: how many.
+        overrides: more `key=value` of a classify recipe.
+        out: its folder; default: runs/benchmark.
+        fresh: measure again what is there.
+
+    Raises:
+        UserError: in one sentence, before anything is measured.
+    """
+    probing.check_probes(probes, shots, key="--probe")
+    if not (seconds > 0 and windows > 0):
+        raise UserError(f"--seconds: got {seconds:g} of {windows} windows; expected numbers above 0")
+    place = _device(device)
+    if precision not in ("auto", *PRECISIONS):
+        raise UserError(f"--precision: got {precision!r}; allowed: auto, {', '.join(PRECISIONS)}{near(precision, PRECISIONS)}")
+    chosen, why = build.auto_precision(place.type) if precision == "auto" else (precision, "as asked")
+    candidates = find_candidates(names, weights)
+    about: dict[str, Any] = {"data": _absolute(data), "val": _absolute(val), "image_size": image_size, "overrides": list(overrides)}
+    # what is wrong with the pictures is wrong for every backbone: found here, with a network that needs no file
+    _, pictures = probing.find_labelled("resnet18", **about | {"weights": "random"})
+    assert pictures.val is not None, "find_labelled() sees to it"
+    settings = about | {"device": str(place), "precision": chosen, "compile": compiled, "seconds": seconds, "windows": windows}
+    settings |= {"probes": list(probes), "shots": list(shots), "parts": [p for p in PARTS if training or p != "training"]}
+
+    run = Run(out or "runs/benchmark")
+    candidates = _open(run, settings, candidates)
+    run.say(f"benchmark folder: {run.folder}")
+    notes = [*pictures.notes, f"precision {chosen}: {why}", f"{place}: {', '.join(_machine_words(place))}"]
+    run.say("\n".join(notes))
+    seen = {"train": pictures.train.fingerprint(), "val": pictures.val.fingerprint(), "classes": len(pictures.train.classes)}
+    loop = Loop(run, settings, seen, identity(place), fresh)
+    status = loop.all(candidates)
+    rows = loop.rows(candidates)
+    if status:
+        run.say(f"stopped; the same command goes on with it ({run.folder})")
+        return status
+    return _finish(run, settings, notes, rows, loop.commands)
+
+
+def _finish(run: Run, settings: dict[str, Any], notes: list[str], rows: list[dict[str, Any]], commands: list[str]) -> int:
+    """The table, the plot and the page, from all there is."""
+    write_page(run, settings, notes, rows, commands)
+    failed = [row for row in rows if row["status"] == table.FAILED]
+    run.say("\n".join(["", table.table_text(rows), "", *table.sentences(rows)]))
+    if doubtful := [row["name"] for row in rows if row.get("warnings")]:
+        run.say(f"speeds to doubt, the report says why: {some(doubtful)}; --fresh on a quiet machine measures again")
+    for row in failed:
+        run.say(f"failed: {row['name']}: {row['reason']}")
+    run.save_result({"benchmark": rows})
+    run.say(f"report: {run.report_file}\nbenchmark folder: {run.folder}")
+    return 1 if failed else 0
+
+
+def _open(run: Run, settings: dict[str, Any], candidates: list[Candidate]) -> list[Candidate]:
+    """The folder, new or that of the same benchmark, whose backbones then come first.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    file = run.folder / SETTINGS
+    if not file.is_file():
+        Run.check_free(run.folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
+    else:
+        before = json.loads(file.read_text())
+        differing = [k for k in settings if k not in MAY_CHANGE and before.get(k) != settings[k]]
+        if differing:
+            told = some((f"{k}: {before.get(k)}, now {settings[k]}" for k in differing), 4)
+            raise UserError(
+                f"--out: {run.folder} holds another benchmark ({told}); give another folder, rows of one table are alike in these"
+            )
+        kept = [c for c in (Candidate(**c) for c in before["candidates"]) if not c.problem]
+        new = {(c.backbone, c.weights): c for c in candidates}
+        candidates = told_apart([*(new.pop((c.backbone, c.weights), c) for c in kept), *new.values()])
+    beside = file.with_suffix(".tmp")
+    beside.write_text(json.dumps(settings | {"candidates": [asdict(c) for c in candidates]}, indent=1) + "\n")
+    beside.replace(file)
+    return candidates
+
+
+def _device(name: str) -> torch.device:
+    there = devices()
+    found = there[0] if name == "auto" else "cuda:0" if name == "cuda" else name
+    if found not in there:
+        raise UserError(f"--device: got {name!r}; allowed here: {', '.join(there)}")
+    return torch.device(found)
+
+
+def _machine_words(device: torch.device) -> list[str]:
+    machine = identity(device)
+    threads = counted(machine["threads"], "thread")
+    return [machine["gpu"] or machine["processor"], threads, f"torch {machine['torch']}", f"timm {machine['timm']}"]
+
+
+def _absolute(place: Any) -> Any:
+    """A path that means the same from any folder."""
+    return os.path.abspath(place) if isinstance(place, str) and not place.startswith("sample:") else place

@@ -1,0 +1,73 @@
+"""What the page of a benchmark shows: the table, the plot, and how every number came about."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from visiontune.benchmark import table
+from visiontune.errors import counted
+from visiontune.report.benchmark import Dot, accuracy_over_speed, write_benchmark
+from visiontune.run import Run, environment
+
+CAPTION = (
+    "A click on a header sorts by it. Pictures/s: median of windows of many steps each, on pictures that lie on the device already, at the "
+    "batch that was fastest and smallest; training: forward, backward and AdamW over everything. ms for one: a batch of one picture. GMACs "
+    "of one picture forward. MiB: the most that was held; on a CPU by the whole process, torch in it. * nothing is both faster and more "
+    "accurate. results.csv has more columns."
+)
+PLOT = (
+    "Ringed and named: nothing else here is both faster and more accurate. Bars: one standard error of the accuracy, and the quartiles of "
+    "the speed."
+)
+
+
+def write_page(run: Run, settings: dict[str, Any], notes: Sequence[str], rows: Sequence[dict[str, Any]], commands: Sequence[str]) -> None:
+    """`accuracy_over_speed.png` and `report.html`."""
+    metric, ranked, best = table.ranking(rows)
+    columns = table.shown(rows)
+    cells = [
+        [_text("*" if row["name"] in best else "", 0 if row["name"] in best else 1), _text(row["name"]), _text(row["weights"])]
+        + [_number(row, key, form) for _, key, form in columns]
+        for row in ranked
+        if "parameters" in row
+    ]
+    dots = [
+        Dot(
+            row["name"], row["images_per_second"], row["images_per_second_q1"], row["images_per_second_q3"], 100 * row[metric],
+            100 * (row[metric] * (1 - row[metric]) / row["val_pictures"]) ** 0.5, row["name"] in best,
+        )
+        for row in ranked
+        if metric and metric in row and "images_per_second" in row
+    ]  # fmt: skip
+    plot = run.pictures / "accuracy_over_speed.png"
+    if dots:
+        accuracy_over_speed(dots, plot, label=f"{table.told(metric)}, top-1 accuracy in %")
+    judged = next((f", accuracies counted on {counted(row['val_pictures'], 'picture', ',')}" for row in rows if "val_pictures" in row), "")
+    write_benchmark(
+        run.report_file,
+        lead=f"{counted(len(rows), 'backbone')} on {settings['data']}, timed on {settings['device']} in {settings['precision']}{judged}.",
+        headline=table.sentences(rows),
+        failures=[f"{row['name']}: {row['reason']}" for row in rows if row["status"] == table.FAILED],
+        doubts=[f"{row['name']}: {row['warnings']}" for row in rows if row.get("warnings")],
+        columns=["", "name", "weights", *(header for header, _, _ in columns)],
+        texts=3,
+        rows=cells,
+        caption=CAPTION,
+        plot=plot if dots else None,
+        plot_caption=PLOT,
+        settings=[(key, str(value)) for key, value in settings.items()] + [("seed", "0, of random weights and of the probes' draws")],
+        notes=notes,
+        commands=commands,
+        machine=environment(),
+    )
+
+
+def _text(text: str, order: int | None = None) -> dict[str, Any]:
+    return {"text": text, "value": text.lower() if order is None else order}
+
+
+def _number(row: dict[str, Any], key: str, form: str) -> dict[str, Any]:
+    """A cell with what it is sorted by."""
+    value = row.get(key, "")
+    if key == "image_size" and value:
+        value = int(str(value).split("x")[0])
+    return {"text": table.cell(row, key, form), "value": value}
