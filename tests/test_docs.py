@@ -165,6 +165,14 @@ def test_the_compare_page_runs_as_it_stands_and_its_commands_are_understood(tmp_
         assert verb != "compare" or words[0] in shipped_recipes()
 
 
+def test_the_benchmark_page_names_options_that_there_are():
+    page = (ROOT / "docs/benchmark.md").read_text()
+    options = set(re.findall(r"(--[a-z][a-z-]+)", run_command("visiontune", "benchmark", "--help").stdout))
+    assert {"--backbones", "--fresh"} <= options
+    for option in set(re.findall(r"(--[a-z][a-z-]+)", page)):
+        assert option in options, option
+
+
 def test_commands_in_the_pages_name_recipes_that_exist():
     for page in ("docs/masked.md", "docs/data.md"):
         for name in re.findall(r"visiontune\.fit ([\w/]+)", "\n".join(blocks(page, "bash"))):

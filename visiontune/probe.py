@@ -150,17 +150,18 @@ def find_labelled(
     weights: str | None = None,
     image_size: int | None = None,
     overrides: Sequence[str] = (),
+    verb: str = "probe",
 ) -> tuple[Any, build.Tables]:
     """A recipe that names network and pictures, and the pictures listed. No weights are read.
 
     Raises:
-        UserError: in one sentence.
+        UserError: in one sentence, which begins with `verb`.
     """
-    _check_splits(data)
-    recipe = _recipe(backbone, data, val, weights, image_size, overrides)
+    _check_splits(data, verb)
+    recipe = _recipe(backbone, data, val, weights, image_size, overrides, verb)
     tables = build.find_pictures(recipe)
     if tables.train.labels is None or tables.val is None or tables.val.labels is None:
-        raise UserError(f"probe: {data} has several labels a picture, and these probes take one; train a recipe with `tune: head` instead")
+        raise UserError(f"{verb}: {data} has several labels a picture, and these probes take one; train a recipe with `tune: head` instead")
     return recipe, tables
 
 
@@ -234,7 +235,7 @@ class Embeddings:
 
 
 def _recipe(
-    backbone: str, data: str, val: str | float | None, weights: str | None, image_size: int | None, overrides: Sequence[str]
+    backbone: str, data: str, val: str | float | None, weights: str | None, image_size: int | None, overrides: Sequence[str], verb: str
 ) -> Any:
     """A classify recipe that names the same network and pictures: whatever it can read, a probe can."""
     settings: dict[str, Any] = {"train": data, "batch_size": 1}
@@ -271,16 +272,16 @@ def _recipe(
             cfg: Any = timm.get_pretrained_cfg(backbone)
             settings["image_size"] = cfg.input_size[-1] if cfg else 224
     raw = {"task": "classify", "tune": "head", "backbone": network, "data": settings}
-    return parse_recipe(raw, None, overrides, CHECKS, name="probe").single
+    return parse_recipe(raw, None, overrides, CHECKS, name=verb).single
 
 
-def _check_splits(data: str) -> None:
+def _check_splits(data: str, verb: str) -> None:
     """A folder of train/ and test/ would be two classes of these names."""
     inside = sorted(p.name for p in Path(data).iterdir() if p.is_dir()) if Path(data).is_dir() else []
     if inside and {name.lower() for name in inside} <= SPLITS:
         train = next((n for n in inside if n.lower().startswith("train")), inside[0])
         other = next((n for n in inside if n != train), "val")
-        raise UserError(f"probe: {data} holds the folders {some(inside)}; give {data}/{train} --val {data}/{other}")
+        raise UserError(f"{verb}: {data} holds the folders {some(inside)}; give {data}/{train} --val {data}/{other}")
 
 
 def table_of(scores: Sequence[Score]) -> str:

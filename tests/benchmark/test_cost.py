@@ -28,8 +28,8 @@ def test_published_figures_are_met(name, published, mega_activations):
 
 def test_layers_are_counted_as_by_hand_and_norms_not():
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
-        nn.Flatten(2), nn.Linear(24, 5, bias=False), nn.Flatten(), nn.Linear(40, 7),
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.Flatten(2), nn.Linear(24, 5, bias=False), nn.Flatten(), nn.Linear(40, 7),
     )  # fmt: skip
     found = count(network, (8, 12))
     first, grouped = 8 * 4 * 6, 8 * 4 * 6  # elements put out, of 8 channels of 4x6

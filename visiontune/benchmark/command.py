@@ -79,7 +79,7 @@ def benchmark(
     candidates = find_candidates(names, weights)
     about: dict[str, Any] = {"data": _absolute(data), "val": _absolute(val), "image_size": image_size, "overrides": list(overrides)}
     # what is wrong with the pictures is wrong for every backbone: found here, with a network that needs no file
-    _, pictures = probing.find_labelled("resnet18", **about | {"weights": "random"})
+    _, pictures = probing.find_labelled("resnet18", **about | {"weights": "random"}, verb="benchmark")
     assert pictures.val is not None, "find_labelled() sees to it"
     settings = about | {"device": str(place), "precision": chosen, "compile": compiled, "seconds": seconds, "windows": windows}
     settings |= {"probes": list(probes), "shots": list(shots), "parts": [p for p in PARTS if training or p != "training"]}

@@ -52,6 +52,7 @@ class Loop:
         before = signal.signal(signal.SIGTERM, self._stop)
         try:
             todo = [c for c in candidates if not c.problem]
+            self.results = {c.name: read_result(self._folder(c)) for c in todo if not self._missing(c)}
             took: list[float] = []
             for i, candidate in enumerate(todo, 1):
                 began = time.monotonic()
@@ -73,7 +74,8 @@ class Loop:
         """By part what it depends on: what was measured under the same still holds."""
         s = self.settings
         network = {"backbone": candidate.backbone, "weights": candidate.weights, "stamp": candidate.stamp}
-        network |= {k: s[k] for k in ("image_size", "overrides")} | {"classes": self.pictures["classes"]}
+        network |= {k: s[k] for k in ("image_size", "overrides")}
+        network |= {"classes": self.pictures["classes"], "timm": self.machine.get("timm")}  # which weights a name means is timm's to say
         timed = network | {k: s[k] for k in ("precision", "compile", "seconds", "windows")} | {"machine": self.machine}
         judged = network | {k: s[k] for k in ("data", "val", "probes", "shots")} | {"pictures": self.pictures}
         return json.loads(json.dumps({"cost": network, "inference": timed, "training": timed, "accuracy": judged}))
@@ -97,7 +99,6 @@ class Loop:
         left = self._missing(candidate)
         if not left:
             self.run.say(f"{title}: measured before")
-            self.results[candidate.name] = read_result(folder)
             return False
         self.run.say(title)
         folder.mkdir(parents=True, exist_ok=True)
