@@ -73,7 +73,7 @@ class Loop:
     def asked(self, candidate: Candidate) -> dict[str, dict[str, Any]]:
         """By part what it depends on: what was measured under the same still holds."""
         s = self.settings
-        network = {"backbone": candidate.backbone, "weights": candidate.weights, "stamp": candidate.stamp}
+        network: dict[str, Any] = {"backbone": candidate.backbone, "weights": candidate.weights, "stamp": candidate.stamp}
         network |= {k: s[k] for k in ("image_size", "overrides")}
         network |= {"classes": self.pictures["classes"], "timm": self.machine.get("timm")}  # which weights a name means is timm's to say
         timed = network | {k: s[k] for k in ("precision", "compile", "seconds", "windows")} | {"machine": self.machine}
