@@ -62,7 +62,9 @@ def test_a_busy_machine_is_told_and_a_quiet_one_is_not(monkeypatch):
         (reading(11, 0, 0), reading(12, 2, 0)),
     )
     watch = watched(monkeypatch, [*before, began, ended, *after])
-    assert watch.words(0.0) == ["the machine was busy: other processes took 1 % before, 50 % during, 50 % after of the cores"]
+    assert watch.words(0.0) == [
+        "the machine was busy: the share of the cores that other processes took was 1 % before, 50 % during, 50 % after"
+    ]
     assert watch.for_machines()["others"] == {"before": 0.01, "during": 0.5, "after": 0.5}
     quiet = watched(monkeypatch, [*before, began, reading(11, 10.5, 10), reading(11, 0, 0), reading(12, 0.1, 0)])
     assert quiet.words(0.05) == []

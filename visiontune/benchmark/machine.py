@@ -122,7 +122,7 @@ class Watch:
         busiest = max((share for share in self.shares.values() if share is not None), default=0.0)
         if busiest > BUSY:
             told = ", ".join(f"{100 * share:.0f} % {when}" for when, share in self.shares.items() if share is not None)
-            words.append(f"the machine was busy: other processes took {told} of the cores")
+            words.append(f"the machine was busy: the share of the cores that other processes took was {told}")
         if (times := ended.throttled - began.throttled) > 0:
             words.append(f"the processor was too hot and slowed itself down {times} times")
         if (seconds := ended.held_back - began.held_back) > 0.02 * (ended.at - began.at):

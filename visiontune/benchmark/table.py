@@ -103,7 +103,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("training/s", "train_images_per_second", "{:,.4g}"),
     ("ms for one", "latency_ms", "{:,.3g}"),
     ("M parameters", "parameters", "{:,.2f}"),
-    ("GMACs", "gmacs", "{:,.2f}"),
+    ("GMACs", "gmacs", "{:,.3g}"),
     ("MiB", "peak_memory_bytes", "{:,.0f}"),
     ("training MiB", "train_peak_memory_bytes", "{:,.0f}"),
 )
