@@ -49,7 +49,9 @@ def accuracy_over_speed(dots: Sequence[Dot], path: Path, *, label: str) -> None:
     axis.plot([d.speed for d in best], [d.accuracy for d in best], color=ACCENTS[1], linewidth=1, linestyle="--", zorder=0)
     axis.scatter([d.speed for d in best], [d.accuracy for d in best], s=110, facecolors="none", edgecolors=ACCENTS[1], linewidths=1.4)
     for dot in best:
-        axis.annotate(dot.name, (dot.speed, dot.accuracy), (0, 9), textcoords="offset points", fontsize=8, color=INK, ha="center")
+        # beside its bars, and within the picture
+        side, place = ("right", (-7, -14)) if dot is best[-1] else ("left", (7, 7))
+        axis.annotate(dot.name, (dot.speed, dot.accuracy), place, textcoords="offset points", fontsize=8, color=INK, ha=side)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(ScalarFormatter())
