@@ -124,7 +124,7 @@ def test_short_runs_take_larger_steps_but_of_a_detr(recipe, head, lr):
     assert any("learning rate 0.001: 6 steps are few" in note for note in notes) == (lr == 1e-3)
 
 
-@pytest.mark.parametrize(("head", "slim"), [("fcos", (96, 2)), ("retinanet", (96,)), ("faster_rcnn", (96,)), ("dfine", ())])
+@pytest.mark.parametrize(("head", "slim"), [("fcos", (96, 2)), ("retinanet", (96,)), ("faster_rcnn", (96,)), ("rtdetrv2", ())])
 def test_few_pictures_on_a_cpu_get_small_batches_and_a_slim_head(recipe, head, slim):
     del recipe["data"]["batch_size"]
     parsed = parse_recipe(recipe | {"head": head}).single
@@ -133,8 +133,19 @@ def test_few_pictures_on_a_cpu_get_small_batches_and_a_slim_head(recipe, head, s
     assert "batches of 8: of 16 there would be 0 steps, and below 2,000 more of them help (ours)" in notes
     assert tuple(getattr(found.head, key) for key in ("pyramid_width", "convolutions")[: len(slim)]) == slim
     assert any(note.startswith("a slim head, pyramid_width 96 instead of 256") for note in notes) == bool(slim)
+
+
+def test_a_small_encoder_and_decoder_on_a_cpu_where_the_authors_have_one(recipe):
+    for head, size in (("dfine", "n"), ("deimv2", "n"), ("rtdetrv2", "s"), ({"name": "dfine", "size": "s"}, "s")):
+        parsed = parse_recipe(recipe | {"head": head}).single
+        found, notes = derive(parsed, find_pictures(parsed), 1)
+        assert found.head.size == size
+        assert any(note.startswith("a slim head, size n instead of s") for note in notes) == (size == "n")
+
+
+def test_what_the_recipe_says_of_batch_and_head_stays(recipe):
     given = parse_recipe(recipe | {"head": {"name": "fcos", "pyramid_width": 64}, "data": recipe["data"] | {"batch_size": 14}}).single
-    found, notes = derive(given, find_pictures(given), 1)
+    found, _ = derive(given, find_pictures(given), 1)
     assert (found.data.batch_size, found.head.pyramid_width, found.head.convolutions) == (14, 64, 2)
 
 

@@ -5,7 +5,7 @@ how much longer random weights take: He et al. 2019 (arXiv 1811.08883), section 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -28,6 +28,7 @@ SEEN = {"gpu": (40_000, 120_000), "cpu": (8_000, 24_000)}
 FEWEST, MOST = 12, 300  # epochs; twelve is the usual schedule for COCO
 # Heads on a CPU: with 256 and 4 they take ten times the arithmetic of a small backbone. Ours.
 SLIM = {"pyramid_width": 96, "convolutions": 2}
+SMALLEST = "n"  # of the DETRs that have it, for the same reason
 SHORT = 10_000  # steps, of which a run with fewer takes larger ones
 # Steps, of which a run with fewer takes more and smaller ones. Ours.
 FEW, SMALL_BATCH = 2_000, 8
@@ -162,9 +163,11 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: 
     if fresh and "backbone_lr_factor" not in head.model_fields_set:
         head.backbone_lr_factor = 1.0
         notes.append("learning rate of the backbone as of the head: its weights are random")
-    matched = any(option.name == "queries" for option in own_options(head.name))  # a DETR
-    if on_cpu and not matched:
-        slim = {key: n for key, n in SLIM.items() if key in type(head).model_fields and key not in head.model_fields_set}
+    own = {option.name: option.type for option in own_options(head.name)}
+    matched = "queries" in own  # a DETR
+    if on_cpu:
+        smaller: dict[str, Any] = SLIM if not matched else {"size": SMALLEST} if SMALLEST in get_args(own.get("size")) else {}
+        slim = {key: n for key, n in smaller.items() if key in type(head).model_fields and key not in head.model_fields_set}
         for key, n in slim.items():
             setattr(head, key, n)
         if slim:
