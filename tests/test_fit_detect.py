@@ -16,6 +16,7 @@ from tests.data.detection.sets import write_set
 from tests.test_fit import assert_same_run, killed, write
 from visiontune.__main__ import main as visiontune_main
 from visiontune.build import derive, find_pictures
+from visiontune.build.detecting import fill_detection
 from visiontune.data.detection.read import read_boxes
 from visiontune.fit import main
 from visiontune.recipe import parse_recipe
@@ -122,6 +123,19 @@ def test_short_runs_take_larger_steps_but_of_a_detr(recipe, head, lr):
     found, notes = derive(parsed, find_pictures(parsed), 1)
     assert found.optim.lr == lr
     assert any("learning rate 0.001: 6 steps are few" in note for note in notes) == (lr == 1e-3)
+
+
+def test_a_pretrained_convnet_learns_as_fast_as_its_head_in_short_runs_a_transformer_does_not(recipe):
+    for head, name, factor in (("fcos", "resnet10t", 1), ("dfine", "resnet10t", 0.1), ("fcos", "vit_tiny_patch16_224", 0.1)):
+        parsed = parse_recipe(recipe | {"head": head, "backbone": {"name": name, "weights": "timm"}}).single
+        notes = fill_detection(parsed, 100, on_cpu=True)
+        assert parsed.head.backbone_lr_factor == factor
+        assert ("learning rate of the backbone as of the head: a convnet, and few steps (ours; benchmarks/detect_bccd.csv)" in notes) == (
+            factor == 1
+        )
+    given = parse_recipe(recipe | {"head": {"name": "fcos", "backbone_lr_factor": 0.3}, "backbone": {"name": "resnet10t"}}).single
+    fill_detection(given, 100, on_cpu=True)
+    assert given.head.backbone_lr_factor == 0.3
 
 
 @pytest.mark.parametrize(("head", "slim"), [("fcos", (96, 2)), ("retinanet", (96,)), ("faster_rcnn", (96,)), ("rtdetrv2", ())])

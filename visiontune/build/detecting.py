@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from visiontune.build.tuning import attends
 from visiontune.data import user_transforms
 from visiontune.data.decode import Reading
 from visiontune.data.detection.order import sizes_between
@@ -193,6 +194,10 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: 
     if recipe.optim.lr is None and recipe.optim.name in (None, "adamw") and steps < SHORT and not matched:
         recipe.optim.lr = 1e-3
         notes.append(f"learning rate 0.001: {counted(steps, 'step', ',')} are few, below {SHORT:,} (ours; benchmarks/detect_bccd.csv)")
+    # A transformer forgets what it knows under the learning rate of a new head.
+    if not fresh and not matched and steps < SHORT and "backbone_lr_factor" not in head.model_fields_set and not attends(recipe):
+        head.backbone_lr_factor = 1.0
+        notes.append("learning rate of the backbone as of the head: a convnet, and few steps (ours; benchmarks/detect_bccd.csv)")
     averaged = recipe.trainer.precision not in ("bf16-true", "16-true") and "fsdp" not in recipe.trainer.strategy
     if "ema" not in head.model_fields_set and averaged:
         head.ema = 0.998

@@ -9,7 +9,7 @@ import torch
 
 from visiontune import backbones
 from visiontune.errors import counted
-from visiontune.recipe import ClassifyRecipe
+from visiontune.recipe import ClassifyRecipe, DetectRecipe
 
 # Pictures that a run sees. BiT takes 500 steps of 512 for fewer than 20,000 pictures, which is 256,000. What is here is ours: of 3,000
 # pictures, 16,000 seen by the whole of pretrained weights brought nearly what 64,000 did (benchmarks/tune_budget.csv), and a CPU is
@@ -79,7 +79,7 @@ def epochs_for_labels(pictures: int, seen: int, fewest: int = FEWEST["gpu"]) -> 
     return min(MOST, max(fewest, round(seen / pictures)))
 
 
-def attends(recipe: ClassifyRecipe) -> bool:
+def attends(recipe: ClassifyRecipe | DetectRecipe) -> bool:
     """Whether the backbone is a transformer: tried without memory for its weights."""
     b = recipe.backbone
     assert b.name is not None, "its weights have told it by now"
