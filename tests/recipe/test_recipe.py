@@ -4,6 +4,7 @@ import jsonschema
 import pytest
 import yaml
 
+from visiontune.errors import UserError
 from visiontune.recipe import RecipeError, load_recipe, parse_recipe
 from visiontune.recipe.schema import json_schema
 from visiontune.recipe.yaml_lines import read_value, read_yaml
@@ -104,6 +105,26 @@ def test_a_stage_may_start_from_an_earlier_one_alone(tmp_path, change, message):
         load_recipe(write(tmp_path / "a.yaml", STAGES.replace("weights: stage:first", change)))
 
 
+MEASURED = {"task": "benchmark", "backbones": ["resnet18", "vit_tiny*"], "data": {"train": "sample:digits/train"}}
+
+
+def test_a_recipe_may_measure_backbones_instead_of_training_one():
+    found = parse_recipe(MEASURED | {"backbones": "resnet18", "probe": "few"}, None, ["data.image_size=[32, 48]", "shots=[2]"])
+    assert (found.staged, found.stages) == (False, {})
+    assert (found.benchmark.backbones, found.benchmark.probe, found.benchmark.shots) == (["resnet18"], ["few"], [2])
+    assert found.benchmark.data.image_size == (32, 48)
+    with pytest.raises(UserError, match="recipe: is of the task benchmark, which trains nothing"):
+        _ = found.single
+
+
+def test_a_benchmark_is_no_stage():
+    stages = {"first": {"task": "pretrain", "method": "simclr", "backbone": {"name": "resnet18"}, "data": {"train": "x"}}}
+    with pytest.raises(RecipeError, match=r"stages.second.task: got 'benchmark'; .*; a benchmark is a recipe of its own"):
+        parse_recipe({"stages": stages | {"second": dict(MEASURED)}})
+    with pytest.raises(RecipeError, match="backbones: unknown key, no stage has it"):
+        parse_recipe({"stages": stages, "backbones": ["resnet18"]})
+
+
 def test_all_problems_come_at_once_each_with_key_line_and_what_is_near(tmp_path):
     text = """task: pretrain
 method: {name: mae, mask_ratio: 1.5}
@@ -157,6 +178,20 @@ def test_the_json_schema_accepts_what_the_loader_accepts_and_refuses_what_it_ref
         assert not validator.is_valid(bad)
         with pytest.raises(RecipeError):
             parse_recipe(dict(bad))
+
+
+def test_the_json_schema_knows_what_a_benchmark_takes():
+    validator = jsonschema.Draft202012Validator(json.loads(json.dumps(json_schema())))
+    for more, right in (
+        ({}, True), ({"backbones": "resnet18", "probe": "knn"}, True), ({"backbones": []}, False), ({"backbones": 3}, False),
+        ({"probe": ["kn"]}, False), ({"probe": "kn"}, False), ({"weights": "imagenet"}, False), ({"epochs": 3}, False),
+    ):  # fmt: skip
+        assert validator.is_valid(MEASURED | more) == right, more
+        if right:
+            assert parse_recipe(MEASURED | more).benchmark is not None
+        else:
+            with pytest.raises(RecipeError):
+                parse_recipe(MEASURED | more)
 
 
 def test_the_json_schema_knows_the_ways_to_tune():

@@ -25,7 +25,7 @@ Found = list[tuple[str, str]]
 def check_folders(raw: dict[str, Any]) -> Found:
     """Folders and tables that are missing, name no picture that is there, or not what is needed; looks until it meets the first one."""
     found: Found = []
-    labelled = raw.get("task") == "classify"
+    labelled = raw.get("task") in ("classify", "benchmark")
     for section, key in (("data", "train"), ("data", "val"), ("probe", "train"), ("probe", "val")):
         settings = raw.get(section)
         folder = settings.get(key) if isinstance(settings, dict) else None
@@ -49,7 +49,7 @@ def check_folders(raw: dict[str, Any]) -> Found:
             has = "no class folders" if not any(e.is_dir() for e in os.scandir(folder)) else "only one class folder"
             found.append((name, f"{folder} has {has}; labelled pictures lie in one sub-folder a class, of two classes or more"))
     data = raw.get("data")
-    for section in ("data",) * labelled + ("probe",):
+    for section in ("data",) * (raw.get("task") == "classify") + ("probe",):
         settings = raw.get(section)
         if (
             isinstance(settings, dict)

@@ -1,15 +1,16 @@
 """A recipe file to checked settings: merge what it extends, apply `key=value`, split into stages, tell all problems at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from visiontune.errors import UserError, counted, near
+from visiontune.recipe.benchmark import BenchmarkRecipe
 from visiontune.recipe.problems import Problem, problems_of
-from visiontune.recipe.schema import TASKS, Recipe
+from visiontune.recipe.schema import TASKS, TRAININGS, Recipe
 from visiontune.recipe.shipped import find_recipe
 from visiontune.recipe.yaml_lines import Lines, MissingSpace, YamlError, read_value, read_yaml
 
@@ -34,17 +35,26 @@ class Loaded:
     Attributes:
         name: of the file, without its ending.
         stages: recipes by stage name; one named `""` where the file has no stages.
+        benchmark: instead of them, where the file trains nothing and measures backbones.
     """
 
     name: str
     stages: dict[str, Recipe]
+    benchmark: BenchmarkRecipe | None = None
 
     @property
     def staged(self) -> bool:
-        return "" not in self.stages
+        return self.benchmark is None and "" not in self.stages
 
     @property
     def single(self) -> Recipe:
+        """Of a file without stages that trains.
+
+        Raises:
+            UserError: if it measures backbones.
+        """
+        if self.benchmark is not None:
+            raise UserError(f"{self.name}: is of the task benchmark, which trains nothing; here a recipe is needed that trains")
         return self.stages[""]
 
 
@@ -100,10 +110,13 @@ def parse_recipe(
         raws = {"": raw}
 
     stages: dict[str, Recipe] = {}
+    benchmark: BenchmarkRecipe | None = None
     for stage, settings in raws.items():
         at = ("stages", stage) if stage else ()
         recipe = _validate(settings, at, lines, problems)
-        if recipe is not None:
+        if isinstance(recipe, BenchmarkRecipe):
+            benchmark = recipe
+        elif recipe is not None:
             stages[stage] = recipe
         for check in checks:
             for key, sentence in check(settings):
@@ -111,7 +124,7 @@ def parse_recipe(
         _check_weights(settings, list(raws)[: list(raws).index(stage)], list(raws), at, lines, problems)
     if problems:
         raise RecipeError(_in_order(problems), name)
-    return Loaded(name=Path(name).stem, stages=stages)
+    return Loaded(Path(name).stem, stages, benchmark)
 
 
 def _in_order(problems: list[Problem]) -> list[Problem]:
@@ -136,17 +149,19 @@ def _parse_overrides(overrides: Sequence[str], problems: list[Problem]) -> list[
     return sets
 
 
-def _validate(settings: dict[str, Any], at: tuple[str, ...], lines: Lines, problems: list[Problem]) -> Recipe | None:
+def _validate(settings: dict[str, Any], at: tuple[str, ...], lines: Lines, problems: list[Problem]) -> Recipe | BenchmarkRecipe | None:
     task = settings.get("task")
-    if task not in TASKS:
+    tasks: Mapping[Any, type[BaseModel]] = TRAININGS if at else TASKS
+    if task not in tasks:
         got = f"got {task!r}" if "task" in settings else "is missing"
-        hint = near(str(task), TASKS) if task else ""
-        problems.append(_problem(at, "task", f"{got}; allowed: {', '.join(TASKS)}{hint}", lines))
+        hint = near(str(task), tasks) if task else ""
+        hint = "; a benchmark is a recipe of its own, its `backbones` may name runs" if at and task in TASKS else hint
+        problems.append(_problem(at, "task", f"{got}; allowed: {', '.join(tasks)}{hint}", lines))
         return None
     try:
-        return TASKS[task].model_validate(settings)  # type: ignore[return-value]
+        return tasks[task].model_validate(settings)  # type: ignore[return-value]
     except ValidationError as error:
-        problems += problems_of(error, TASKS[task], settings, at, lines)
+        problems += problems_of(error, tasks[task], settings, at, lines)
         return None
 
 
@@ -188,7 +203,7 @@ def _split_stages(
         if not name.replace("_", "").replace("-", "").isalnum():
             problems.append(_problem((), f"stages.{name}", "a stage's name is a folder's name: letters, digits, - and _", lines))
         task = own.get("task", shared.get("task"))
-        known = set(TASKS[task].model_fields) if task in TASKS else set(shared)
+        known = set(TRAININGS[task].model_fields) if task in TRAININGS else set(shared)
         merged = merge({k: v for k, v in shared.items() if k in known}, own)
         used |= known
         for path, value in sets:
@@ -202,7 +217,7 @@ def _split_stages(
     keys = [(str(k), lines.get((str(k),), "")) for k in shared] + [(p[0], "command line") for p, _ in sets]
     for key, where in keys:
         if key not in used:
-            allowed = sorted({f for t in TASKS.values() for f in t.model_fields})
+            allowed = sorted({f for t in TRAININGS.values() for f in t.model_fields})
             problems.append(Problem(key, where, f"unknown key, no stage has it{near(key, allowed)}; allowed: {', '.join(allowed)}"))
     return out
 

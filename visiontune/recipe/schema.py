@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, create_model
 from visiontune.data.columns import TableSettings
 from visiontune.data.detection.views import BOX_PIPELINES
 from visiontune.ranges import NonNegativeInt, PositiveFloat, PositiveInt
+from visiontune.recipe.benchmark import LISTS, BenchmarkRecipe
 from visiontune.recipe.detection import BoxesData, BoxSource, DetectionHead, default_head
 from visiontune.recipe.options import methods, named_views, read_options
 from visiontune.recipe.sections import Backbone, Data, LabelledData, Optim, PretrainOptim, Probe, Section, TrainerSection, Tune, named
@@ -90,7 +91,8 @@ class DetectRecipe(Validated):
 
 Judged = ClassifyRecipe | DetectRecipe  # what ends with a score on pictures that it did not see
 Recipe = PretrainRecipe | Judged
-TASKS: dict[str, type[Common]] = {"pretrain": PretrainRecipe, "classify": ClassifyRecipe, "detect": DetectRecipe}
+TRAININGS: dict[str, type[Common]] = {"pretrain": PretrainRecipe, "classify": ClassifyRecipe, "detect": DetectRecipe}
+TASKS: dict[str, type[Section]] = {**TRAININGS, "benchmark": BenchmarkRecipe}
 
 
 def options_of(recipe: Recipe) -> Any:
@@ -134,6 +136,10 @@ def json_schema() -> dict[str, Any]:
         bare = {"type": "string", "enum": list(pipelines)}
         reference = {k: augment.pop(k) for k in ("$ref", "allOf") if k in augment}
         augment["anyOf"] = [bare, reference]
+    measured = schema["$defs"]["BenchmarkRecipe"]["properties"]
+    for key in LISTS:
+        several = {k: measured[key].pop(k) for k in ("type", "items", "minItems") if k in measured[key]}
+        measured[key]["anyOf"] = [several["items"], several]
     single = schema.pop("anyOf")
     stage = {"type": "object", "properties": {"stages": {"type": "object"}, "extends": {"type": "string"}}, "required": ["stages"]}
     extended = {"type": "object", "properties": {"extends": {"type": "string"}}, "required": ["extends"]}

@@ -123,13 +123,11 @@ class Columns(Section):
     split: str | None = Field(None, description="of parts: train or training; val, valid, validation or dev; test")
 
 
-class Pixels(Section):
-    """How pictures of any task are read and handed over."""
+class Reading(Section):
+    """How pictures of any task are read."""
 
     image_size: Size | None = Field(None, description="pixels of a side, or [height, width]; default: that of the weights, else 224")
-    batch_size: PositiveInt = Field(256, description="pictures per optimiser step over all devices and accumulation")
     workers: NonNegativeInt | Auto = Field("auto", description="loader processes for each device")
-    max_broken: Fraction = Field(0.01, description="largest share of unreadable pictures; five are forgiven in any folder")
     channels: PositiveInt = Field(3, description="3 and 1 (grey) take any picture; others TIFF and .npy files with that many channels")
     value_range: Annotated[tuple[float, float], Apart] | None = Field(
         None, description="what becomes black and white in pictures of more than 8 bits; default: all 16 bits, 0 to 1 for floats"
@@ -140,6 +138,13 @@ class Pixels(Section):
         description="of each channel in [0, 1], or `estimate`; default: of the weights, else timm's, estimated for channels other than 3",
     )
     std: list[PositiveFloat] | Literal["estimate"] | None = Field(None, description="likewise")
+
+
+class Pixels(Reading):
+    """How pictures of any training are read and handed over."""
+
+    batch_size: PositiveInt = Field(256, description="pictures per optimiser step over all devices and accumulation")
+    max_broken: Fraction = Field(0.01, description="largest share of unreadable pictures; five are forgiven in any folder")
 
 
 class Data(Pixels):
@@ -215,10 +220,13 @@ class PretrainOptim(Optim):
     lr_scale: Literal["linear", "sqrt", "none"] = Field("linear", description="how lr follows batch_size")
 
 
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+
+
 class TrainerSection(Section):
     """Handed to Lightning's Trainer."""
 
-    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = Field(
+    precision: Precision = Field(
         "auto", description="auto: bf16-mixed where the device computes it natively, 16-mixed on older CUDA devices, else 32-true"
     )
     devices: PositiveInt | list[NonNegativeInt] | Auto = Field("auto", description="number of devices, or their indices")
