@@ -1,6 +1,7 @@
 """Networks of a few hundred parameters, exported, and children that are functions instead of processes."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -30,6 +31,26 @@ def networks(tmp_path_factory):
     export_weights_file(model, config | {"model_args": {**ARGS, "dims": [2, 2, 4, 8]}}, root / "other.safetensors")
     (root / "torn.safetensors").write_bytes((root / "two.safetensors").read_bytes()[:1000])
     return root
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Blocks are compiled for real but for their code, which stays Python's; each program made is noted, as training or not.
+
+    `compiler.fails` is raised instead where a program with gradients is made.
+    """
+
+    compiler, plain = SimpleNamespace(made=[], fails=None), torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        training = torch.is_grad_enabled()
+        if training and compiler.fails is not None:
+            raise compiler.fails
+        compiler.made.append(training)
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: plain(self, **more, backend=backend))
+    return compiler
 
 
 @pytest.fixture

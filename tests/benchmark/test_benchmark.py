@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import run_command
 from visiontune.__main__ import main
-from visiontune.benchmark import child, loop
+from visiontune.benchmark import child, loop, table
+from visiontune.errors import UserError
 
 
 def rows(folder):
@@ -79,6 +80,83 @@ def test_two_backbones_and_broken_ones_make_one_table_and_the_same_command_adds_
     assert "holds another benchmark (image_size: None, now 64); give another folder" in capsys.readouterr().err
 
 
+def test_compiled_steps_are_timed_beside_the_others_on_the_same_batch_and_fail_alone(
+    tmp_path, pictures, networks, functions, compiler, capsys
+):
+    out = tmp_path / "out"
+    assert main(small(pictures, out, networks / "one", more=["--probe", "knn"])) == 0
+    assert compiler.made == []
+    plain = rows(out)["one"]
+    assert plain["processor"]
+    assert (plain["device"], plain["gpu"], plain["precision"], plain["seed"]) == ("cpu", "", "32-true", "0")
+    assert plain["date"].endswith("Z")
+
+    # added to what is there, which stays; a compiler that fails on training loses nothing else
+    compiler.fails = RuntimeError("no <compiler> here")
+    assert main(small(pictures, out, networks / "one", more=["--probe", "knn", "--compile"])) == 1
+    row = rows(out)["one"]
+    assert row["status"] == "failed"
+    assert "compiled training: " in row["reason"]
+    assert "no <compiler> here" in row["reason"]
+    assert (row["images_per_second"], row["train_images_per_second"]) == (plain["images_per_second"], plain["train_images_per_second"])
+    assert row["knn_top1"] == plain["knn_top1"]
+    assert set(compiler.made) == {False}
+    assert (row["compiled_batch_size"], row["compiled_channels_last"]) == (row["batch_size"], row["channels_last"])
+    assert float(row["compiled_gain"]) == pytest.approx(
+        float(row["compiled_images_per_second"]) / float(row["images_per_second"]), rel=1e-4
+    )
+    assert float(row["compile_seconds"]) > 0
+    assert "compiled_train_gain" not in row
+
+    # what failed is tried again, alone
+    compiler.fails = None
+    assert main(small(pictures, out, networks / "one", more=["--probe", "knn", "--compile"])) == 0
+    again = rows(out)["one"]
+    assert True in compiler.made
+    assert again["compiled_images_per_second"] == row["compiled_images_per_second"]
+    assert float(again["compiled_train_gain"]) > 0
+    assert "<th" in (out / "report.html").read_text().partition("compiled training/s")[0]
+
+
+def test_without_a_plain_step_there_is_none_to_compile(tmp_path):
+    child.write_result(tmp_path, {"inference": {"failed": "out of memory"}})
+    parts = child.Parts({"device": "cpu"}, tmp_path)
+    with pytest.raises(UserError, match="there is no inference that is not compiled to compare it with"):
+        parts.compiled_inference()
+
+
+def test_a_benchmark_may_end_with_a_comparison_and_a_wrong_table_is_told_before_anything_is_measured(
+    tmp_path, pictures, networks, functions, capsys
+):
+    out = tmp_path / "out"
+    more = ["--probe", "knn", "--no-training"]
+    assert main(small(pictures, out, networks / "one", more=[*more, "--against", str(tmp_path / "none.csv")])) == 2
+    assert "error: --against: there is no file" in capsys.readouterr().err
+    assert functions == []
+    assert not out.exists()
+    assert main(small(pictures, out, networks / "one", more=more)) == 0
+    lines = (out / "results.csv").read_text().splitlines()
+    (tmp_path / "old.csv").write_text("\n".join(lines) + "\n")
+    capsys.readouterr()
+    assert main(small(pictures, out, networks / "one", more=[*more, "--against", str(tmp_path / "old.csv")])) == 0
+    said = capsys.readouterr().out
+    assert functions == ["one"]
+    assert f"against {tmp_path / 'old.csv'}:" in said
+    assert "within noise: 4 numbers" in said  # speed, time of one, memory, k-NN: against themselves
+    assert "not known of both" not in said
+    assert "<h2>Against" in (out / "report.html").read_text()
+
+
+def test_a_dry_run_lists_what_would_be_measured_and_writes_nothing(tmp_path, pictures, networks, functions, capsys):
+    out = tmp_path / "out"
+    assert main(small(pictures, out, networks / "one", "resnet19", more=["--dry-run"])) == 1
+    said = capsys.readouterr().out
+    assert "  one: to measure\n  resnet19: timm " in said
+    assert f"dry run: without it 1 backbone would be measured in {out}" in said
+    assert not out.exists()
+    assert functions == []
+
+
 def loop_of(tmp_path, monkeypatch, act, *, fresh=False):
     """A loop over parts that are not measured: `act(spec)` writes what the child is to have left, and returns its status."""
     from visiontune.benchmark.names import Candidate
@@ -93,7 +171,7 @@ def loop_of(tmp_path, monkeypatch, act, *, fresh=False):
 
     monkeypatch.setattr(loop.Loop, "_run_child", run)
     monkeypatch.setattr(loop.table, "row_of", lambda candidate, result, parts: {"name": candidate.name, "status": "", "reason": ""})
-    settings = {"image_size": None, "overrides": [], "precision": "32-true", "compile": False, "seconds": 1.0, "windows": 7}
+    settings = {"image_size": None, "overrides": [], "precision": "32-true", "seconds": 1.0, "windows": 7}
     settings |= {"data": "d", "val": None, "probes": ["knn"], "shots": [1], "parts": list(child.PARTS), "device": "cpu"}
     run = Run.create(tmp_path / "run") if not (tmp_path / "run").exists() else Run(tmp_path / "run")
     return (
@@ -118,10 +196,10 @@ def test_a_process_that_is_killed_loses_the_part_in_its_midst_alone(tmp_path, mo
 
     made, candidates, specs = loop_of(tmp_path, monkeypatch, act)
     assert made.all(candidates[:1]) == 0
-    assert [s["parts"] for s in specs] == [["cost", "inference", "training", "accuracy"], ["accuracy"]]
+    assert [s["parts"] for s in specs] == [list(child.PARTS), list(child.PARTS)[3:]]
     result = child.read_result(tmp_path / "run" / "backbones" / "a")
     assert "was ended by SIGKILL, which is what the system does when memory is out" in result["training"]["failed"]
-    assert all("failed" not in result[part] for part in ("cost", "inference", "accuracy"))
+    assert all("failed" not in result[part] for part in child.PARTS if part != "training")
 
 
 def test_without_a_network_nothing_else_is_tried_and_the_next_backbone_is(tmp_path, monkeypatch):
@@ -153,13 +231,13 @@ def test_a_stopped_loop_goes_on_with_the_part_that_it_was_in(tmp_path, monkeypat
 
     made, _, specs = loop_of(tmp_path, monkeypatch, whole)
     assert made.all(candidates) == 0
-    assert [s["parts"] for s in specs] == [["training", "accuracy"], list(child.PARTS)]
+    assert [s["parts"] for s in specs] == [list(child.PARTS)[2:], list(child.PARTS)]
     made, _, specs = loop_of(tmp_path, monkeypatch, whole)
     assert made.all(candidates) == 0
     assert specs == []
     made.machine = {"threads": 2}  # speeds of another machine are no speeds of this one; counts and accuracies hold
     assert made.all(candidates) == 0
-    assert [s["parts"] for s in specs] == [["inference", "training"]] * 2
+    assert [s["parts"] for s in specs] == [list(table.SPEEDS)] * 2
     made, _, specs = loop_of(tmp_path, monkeypatch, whole, fresh=True)
     assert made.all(candidates) == 0
     assert [s["parts"] for s in specs] == [list(child.PARTS)] * 2
@@ -177,7 +255,7 @@ def test_a_child_is_a_command_of_its_own(tmp_path, pictures, networks):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "benchmark: expected --backbones, e.g. "),
+        ([], "benchmark: expected labelled pictures and --backbones, e.g. "),
         (["--backbones", "resnet19"], "--backbones: nothing is left to measure: resnet19: timm "),
         (["--backbones", "resnet18", "--weights", "w.pth"], "--weights: got 'w.pth'; allowed: timm, random"),
         (["--backbones", "resnet18", "--device", "gpu"], "--device: got 'gpu'; allowed here: "),

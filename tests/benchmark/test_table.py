@@ -15,10 +15,12 @@ PARTS = ["cost", "inference", "training", "accuracy"]
 def result(top1, speed, **more):
     timed = {"images_per_second": speed, "low": 0.9 * speed, "high": 1.1 * speed, "batch_size": 8, "channels_last": False}
     timed |= {"peak_memory_bytes": 300 * 2**20, "idle_memory_bytes": 200 * 2**20, "warnings": [], "latency_ms": 3.0}
+    timed |= {"latency_ms_low": 2.9, "latency_ms_high": 3.2}
     scores = [{"probe": "knn", "setting": "k 20", "top1": top1 - 0.05, "val_pictures": 1000}]
     scores += [{"probe": "linear", "setting": "C 1", "top1": top1, "val_pictures": 1000}]
     scores += [{"probe": "few", "setting": "5 a class", "top1": 0.5, "val_pictures": 1000}]
     cost = {"architecture": "net", "image_size": [224, 224], "parameters": 11_700_000, "macs": 1_820_000_000, "activations": 2_480_000}
+    cost |= {"seed": 3}
     training = timed | {"images_per_second": speed / 4}
     return {"cost": cost, "inference": timed, "training": training, "accuracy": {"scores": scores}} | more
 
@@ -61,6 +63,31 @@ def test_rows_hold_what_there_is_and_say_what_there_is_not(rows, tmp_path):
     assert (a["image_size"], a["train_images_per_second_q1"]) == ("224", "9")
     assert read["c"]["warnings"] == "inference: the machine was busy"
     assert list(a)[:5] == ["name", "backbone", "weights", "status", "reason"]
+
+
+def test_a_row_says_when_it_was_measured_and_with_which_seed():
+    dated = result(0.9, 10.0)
+    dated["accuracy"]["date"], dated["inference"]["date"] = "2026-02-01T10:00Z", "2026-01-01T10:00Z"
+    row = table.row_of(Candidate("a", "a", "timm"), dated, PARTS)
+    assert (row["date"], row["seed"], row["latency_ms_q1"], row["latency_ms_q3"]) == ("2026-01-01T10:00Z", 3, 2.9, 3.2)
+    assert (
+        table.row_of(Candidate("a", "a", "timm"), {"cost": {"failed": "no", "date": "2026-03-01T10:00Z"}}, PARTS)["date"][:7] == "2026-03"
+    )
+
+
+def test_compiled_speeds_stand_beside_the_others_with_their_gain_and_fail_alone():
+    wanted = [*PARTS[:3], "compiled_inference", "compiled_training", PARTS[3]]
+    both = result(0.9, 10.0)
+    both["compiled_inference"] = both["inference"] | {"images_per_second": 15.0, "compile_seconds": 20.0}
+    both["compiled_training"] = {"failed": "no compiler"}
+    row = table.row_of(Candidate("a", "a", "timm"), both, wanted)
+    assert (row["images_per_second"], row["compiled_images_per_second"], row["compiled_gain"]) == (10.0, 15.0, 1.5)
+    assert (row["compile_seconds"], row["train_images_per_second"]) == (20.0, 2.5)
+    assert "compiled_train_images_per_second" not in row
+    assert (row["status"], row["reason"]) == ("failed", "compiled training: no compiler")
+    head, line = (text.split("  ") for text in table.table_text([row]).splitlines())
+    assert {"compiled/s", "gain"} <= {word.strip() for word in head}
+    assert "1.50 x" in {word.strip() for word in line}
 
 
 def test_the_table_ranks_by_the_linear_probe_and_marks_the_front(rows):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visiontune.benchmark import timing
-from visiontune.benchmark.timing import Stopwatch, measure, sweep
+from visiontune.benchmark.timing import Stopwatch, measure, measure_on, sweep
 from visiontune.errors import UserError
 
 
@@ -142,6 +142,33 @@ def test_other_networks_are_not_tried_in_channels_last():
     found = measure(clock.make, clock.watch(), convnet=False)
     assert not found.channels_last
     assert {layout for _, layout in clock.made} == {False}
+
+
+def test_on_a_batch_that_is_given_the_first_call_is_told_apart_and_no_other_batch_is_made():
+    clock, settled = Clock(None), []
+    first = iter([30.0, 1.0])
+
+    def make(batch, channels_last):
+        clock.made.append((batch, channels_last))
+
+        def step():
+            clock.now += next(first, 0.5)
+
+        return step
+
+    speed, seconds = measure_on(make, clock.watch(), 16, True, lambda: settled.append(clock.now))
+    assert (speed.batch_size, speed.channels_last, seconds) == (16, True, 30.0)
+    assert speed.rates == pytest.approx([32.0] * 5)
+    assert clock.made == [(16, True)]
+    assert settled == [30.0]  # what compiling took of memory is not what steps hold
+
+
+def test_a_given_batch_that_does_not_fit_is_one_sentence():
+    def none(batch, channels_last):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UserError, match="out of memory with 16 pictures, on which the step that is not compiled was timed"):
+        measure_on(none, Clock(None).watch(), 16, False)
 
 
 def test_median_and_quartiles_are_of_the_windows():

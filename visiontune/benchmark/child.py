@@ -8,6 +8,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from visiontune.benchmark import memory
 from visiontune.benchmark.cost import count
 from visiontune.benchmark.machine import PAUSE, Watch
 from visiontune.benchmark.steps import Steps
-from visiontune.benchmark.timing import Stopwatch, measure, quartiles
+from visiontune.benchmark.timing import Speed, Stopwatch, measure, measure_on, quartiles
 from visiontune.data.parallel import die_with
 from visiontune.errors import UserError
 from visiontune.finish import silence
@@ -33,12 +34,13 @@ class Parts:
     """What can be measured of one backbone, each on its own.
 
     Args:
-        spec: `backbone`, `weights`, `data`, `val`, `image_size`, `overrides` as `probe` takes them; `device`, `precision`, `compile`;
+        spec: `backbone`, `weights`, `data`, `val`, `image_size`, `overrides` as `probe` takes them; `device`, `precision`;
             `seconds` and `windows` of a timing; `probes`, `shots`, `fresh`.
+        folder: where the parts that are done lie.
     """
 
-    def __init__(self, spec: dict[str, Any]) -> None:
-        self.spec, self.device = spec, torch.device(spec["device"])
+    def __init__(self, spec: dict[str, Any], folder: Path) -> None:
+        self.spec, self.folder, self.device = spec, folder, torch.device(spec["device"])
         self.idle = memory.resident()
         self._found: probing.Frozen | None = None
 
@@ -61,7 +63,7 @@ class Parts:
         tag = f".{told['tag']}" if self.spec["weights"] == "timm" and told.get("tag") else ""
         size = self.size
         about = {"architecture": f"{self.found.recipe.backbone.name.split('.', 1)[0]}{tag}", "image_size": list(size)}
-        return about | asdict(count(network, size, self.found.recipe.data.channels))
+        return about | {"seed": self.found.recipe.seed} | asdict(count(network, size, self.found.recipe.data.channels))
 
     def inference(self) -> dict[str, Any]:
         """Pictures a second from pixels on the device to scores; and of one picture alone how long it takes."""
@@ -77,6 +79,14 @@ class Parts:
         steps, watch = self._steps()
         return self._timed(steps, watch, steps.training, first=2)  # a batch norm has no statistics of one value
 
+    def compiled_inference(self) -> dict[str, Any]:
+        """As `inference`, by torch.compile."""
+        return self._compiled("inference")
+
+    def compiled_training(self) -> dict[str, Any]:
+        """As `training`, by torch.compile."""
+        return self._compiled("training")
+
     def accuracy(self) -> dict[str, Any]:
         """What the probes say of the embedding, in full precision."""
         spec, self._found = self.spec, None  # statistics may have changed
@@ -85,12 +95,28 @@ class Parts:
         )
         return {"scores": [asdict(score) for score in scores]}
 
-    def _steps(self) -> tuple[Steps, Stopwatch]:
+    def _compiled(self, part: str) -> dict[str, Any]:
+        """On the batch and in the memory format of the step that was not compiled: the gain is then of compiling alone.
+
+        A sweep would compile every batch of it anew, for half a minute each and more.
+        """
+        eager = read_result(self.folder).get(part, {})
+        if "batch_size" not in eager:
+            raise UserError(f"there is no {part} that is not compiled to compare it with; see its reason")
+        self._found = None  # the network of the parts before, and of those behind, is not compiled
+        steps, watch = self._steps(compiled=True)
+        self._found = None
+        with Watch(self.device, min(PAUSE, watch.seconds)) as machine:
+            speed, seconds = measure_on(getattr(steps, part), watch, eager["batch_size"], eager["channels_last"], self._forget)
+            held = memory.peak(self.device)
+        return self._entry(speed, held, machine) | {"compile_seconds": seconds}
+
+    def _steps(self, *, compiled: bool = False) -> tuple[Steps, Stopwatch]:
         spec, recipe = self.spec, self.found.recipe
         torch.backends.cudnn.benchmark = True  # pictures have one size
         steps = Steps(
             self.found.module.backbone, size=self.size, channels=recipe.data.channels, device=self.device,
-            precision=spec["precision"], compiled=spec["compile"],
+            precision=spec["precision"], compiled=compiled,
         )  # fmt: skip
         return steps, Stopwatch(spec["seconds"], spec["windows"], steps.synchronize)
 
@@ -101,6 +127,9 @@ class Parts:
         with Watch(self.device, min(PAUSE, watch.seconds)) as machine:
             speed = measure(make, watch, convnet=convnet, first=first, room=room.for_twice, settled=self._forget)
             held = memory.peak(self.device)
+        return self._entry(speed, held, machine)
+
+    def _entry(self, speed: Speed, held: int, machine: Watch) -> dict[str, Any]:
         return {
             "images_per_second": speed.images_per_second, "low": speed.quartiles[0], "high": speed.quartiles[1],
             "batch_size": speed.batch_size, "channels_last": speed.channels_last, "peak_memory_bytes": held,
@@ -114,7 +143,8 @@ class Parts:
 
 # In their order. What a backbone is tuned to, by another part, would stand here as well.
 PARTS: dict[str, Callable[[Parts], dict[str, Any]]] = {
-    "cost": Parts.cost, "inference": Parts.inference, "training": Parts.training, "accuracy": Parts.accuracy,
+    "cost": Parts.cost, "inference": Parts.inference, "training": Parts.training,
+    "compiled_inference": Parts.compiled_inference, "compiled_training": Parts.compiled_training, "accuracy": Parts.accuracy,
 }  # fmt: skip
 
 
@@ -137,20 +167,28 @@ def main(argv: Sequence[str]) -> int:
     silence()
     folder = Path(argv[0]).parent
     spec = json.loads(Path(argv[0]).read_text())
-    parts = Parts(spec)
+    parts = Parts(spec, folder)
     for name in spec["parts"]:
         try:
             entry = PARTS[name](parts)
         except UserError as error:
             entry = {"failed": str(error)}
         except Exception as error:  # of a layer that a device or precision lacks, of memory, of whatever a network does
-            entry = {"failed": f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"}
+            entry = {"failed": _reason(error)}
         if "failed" in entry:
             print(f"error: {name}: {entry['failed']}", flush=True)
-        write_result(folder, read_result(folder) | {name: entry | {"asked": spec["asked"][name]}})
+        entry |= {"asked": spec["asked"][name], "date": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())}
+        write_result(folder, read_result(folder) | {name: entry})
         if name == "cost" and "failed" in entry:  # there is no network
             return 2
     return 0
+
+
+def _reason(error: BaseException) -> str:
+    """Its kind and first line; of what torch.compile wraps the error inside, without which it says nothing."""
+    while (inside := getattr(error, "inner_exception", None)) is not None:
+        error = inside
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
 def _say(text: str) -> None:

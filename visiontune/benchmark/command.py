@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from visiontune import build
 from visiontune import probe as probing
 from visiontune.benchmark import table
+from visiontune.benchmark.against import RESULTS, Table, against, read_table
 from visiontune.benchmark.child import PARTS
 from visiontune.benchmark.loop import Loop
 from visiontune.benchmark.machine import identity
@@ -35,7 +36,7 @@ def benchmark(
     val: str | float | None = None,
     probes: Sequence[str] = PROBES,
     shots: Sequence[int] = (1, 5, 10),
-    image_size: int | None = None,
+    image_size: int | list[int] | None = None,
     device: str = "auto",
     precision: str = "auto",
     compiled: bool = False,
@@ -45,6 +46,9 @@ def benchmark(
     overrides: Sequence[str] = (),
     out: str | None = None,
     fresh: bool = False,
+    compare_with: str | None = None,
+    keep: Callable[[Run], None] = lambda run: None,
+    dry_run: bool = False,
 ) -> int:
     """A new benchmark, or the same command again, which goes on with what it left. Returns the exit status: 1 if a backbone failed.
 
@@ -55,16 +59,19 @@ def benchmark(
         val: pictures to score on, or a share to set aside; likewise.
         probes: which of `probe`'s.
         shots: labelled pictures of each class for the probe `few`.
-        image_size: pixels, for all; None: as each one's weights were made.
+        image_size: pixels of a side, or height and width, for all; None: as each one's weights were made.
         device: `auto` (the fastest), `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: of what is timed, as a recipe's `trainer.precision`; embeddings are always computed in fp32.
-        compiled: torch.compile, block by block.
+        compiled: whether steps are timed by torch.compile, too, block by block.
         training: whether optimiser steps are timed.
         seconds: shortest window of a timing.
         windows: how many.
         overrides: more `key=value` of a classify recipe.
         out: its folder; default: runs/benchmark.
         fresh: measure again what is there.
+        compare_with: a results.csv, or the folder, of another benchmark.
+        keep: told of the folder before anything is measured.
+        dry_run: check everything, list the backbones, measure and write nothing.
 
     Raises:
         UserError: in one sentence, before anything is measured.
@@ -72,6 +79,7 @@ def benchmark(
     probing.check_probes(probes, shots, key="--probe")
     if not (seconds > 0 and windows > 0):
         raise UserError(f"--seconds: got {seconds:g} of {windows} windows; expected numbers above 0")
+    old = read_table(compare_with, key="--against") if compare_with else None
     place = _device(device)
     if precision not in ("auto", *PRECISIONS):
         raise UserError(f"--precision: got {precision!r}; allowed: auto, {', '.join(PRECISIONS)}{near(precision, PRECISIONS)}")
@@ -81,13 +89,20 @@ def benchmark(
     # what is wrong with the pictures is wrong for every backbone: found here, with a network that needs no file
     _, pictures = probing.find_labelled("resnet18", **about | {"weights": "random"}, verb="benchmark")
     assert pictures.val is not None, "find_labelled() sees to it"
-    settings = about | {"device": str(place), "precision": chosen, "compile": compiled, "seconds": seconds, "windows": windows}
-    settings |= {"probes": list(probes), "shots": list(shots), "parts": [p for p in PARTS if training or p != "training"]}
+    settings = about | {"device": str(place), "precision": chosen, "seconds": seconds, "windows": windows}
+    parts = [p for p in PARTS if (training or not p.endswith("training")) and (compiled or not p.startswith("compiled"))]
+    settings |= {"probes": list(probes), "shots": list(shots), "parts": parts}
+    notes = [*pictures.notes, f"precision {chosen}: {why}", f"{place}: {', '.join(_machine_words(place))}"]
 
     run = Run(out or "runs/benchmark")
-    candidates = _open(run, settings, candidates)
+    candidates = _join(run, settings, candidates)
+    if dry_run:
+        print("\n".join([*notes, *(f"  {c.name}: {c.problem or 'to measure'}" for c in candidates)]))
+        print(f"dry run: without it {counted(sum(not c.problem for c in candidates), 'backbone')} would be measured in {run.folder}")
+        return int(any(c.problem for c in candidates))
+    _keep(run, settings, candidates)
+    keep(run)
     run.say(f"benchmark folder: {run.folder}")
-    notes = [*pictures.notes, f"precision {chosen}: {why}", f"{place}: {', '.join(_machine_words(place))}"]
     run.say("\n".join(notes))
     seen = {"train": pictures.train.fingerprint(), "val": pictures.val.fingerprint(), "classes": len(pictures.train.classes)}
     loop = Loop(run, settings, seen, identity(place), fresh)
@@ -96,10 +111,12 @@ def benchmark(
     if status:
         run.say(f"stopped; the same command goes on with it ({run.folder})")
         return status
-    return _finish(run, settings, notes, rows, loop.commands)
+    return _finish(run, settings, notes, rows, loop.commands, old)
 
 
-def _finish(run: Run, settings: dict[str, Any], notes: list[str], rows: list[dict[str, Any]], commands: list[str]) -> int:
+def _finish(
+    run: Run, settings: dict[str, Any], notes: list[str], rows: list[dict[str, Any]], commands: list[str], old: Table | None
+) -> int:
     """The table, the plot and the page, from all there is."""
     write_page(run, settings, notes, rows, commands)
     failed = [row for row in rows if row["status"] == table.FAILED]
@@ -108,13 +125,15 @@ def _finish(run: Run, settings: dict[str, Any], notes: list[str], rows: list[dic
         run.say(f"speeds to doubt, the report says why: {some(doubtful)}; --fresh on a quiet machine measures again")
     for row in failed:
         run.say(f"failed: {row['name']}: {row['reason']}")
+    if old is not None:
+        run.say("\n" + against(old, read_table(run.folder / RESULTS, key="benchmark"), page=run.report_file))
     run.save_result({"benchmark": rows})
     run.say(f"report: {run.report_file}\nbenchmark folder: {run.folder}")
     return 1 if failed else 0
 
 
-def _open(run: Run, settings: dict[str, Any], candidates: list[Candidate]) -> list[Candidate]:
-    """The folder, new or that of the same benchmark, whose backbones then come first.
+def _join(run: Run, settings: dict[str, Any], candidates: list[Candidate]) -> list[Candidate]:
+    """The backbones of a new folder, or of that of the same benchmark, whose own then come first.
 
     Raises:
         UserError: if it holds something else.
@@ -122,22 +141,23 @@ def _open(run: Run, settings: dict[str, Any], candidates: list[Candidate]) -> li
     file = run.folder / SETTINGS
     if not file.is_file():
         Run.check_free(run.folder)
-        run.folder.mkdir(parents=True, exist_ok=True)
-    else:
-        before = json.loads(file.read_text())
-        differing = [k for k in settings if k not in MAY_CHANGE and before.get(k) != settings[k]]
-        if differing:
-            told = some((f"{k}: {before.get(k)}, now {settings[k]}" for k in differing), 4)
-            raise UserError(
-                f"--out: {run.folder} holds another benchmark ({told}); give another folder, rows of one table are alike in these"
-            )
-        kept = [c for c in (Candidate(**c) for c in before["candidates"]) if not c.problem]
-        new = {(c.backbone, c.weights): c for c in candidates}
-        candidates = told_apart([*(new.pop((c.backbone, c.weights), c) for c in kept), *new.values()])
-    beside = file.with_suffix(".tmp")
+        return candidates
+    before = json.loads(file.read_text())
+    differing = [k for k in settings if k not in MAY_CHANGE and before.get(k) != settings[k]]
+    if differing:
+        told = some((f"{k}: {before.get(k)}, now {settings[k]}" for k in differing), 4)
+        raise UserError(f"--out: {run.folder} holds another benchmark ({told}); give another folder, rows of one table are alike in these")
+    kept = [c for c in (Candidate(**c) for c in before["candidates"]) if not c.problem]
+    new = {(c.backbone, c.weights): c for c in candidates}
+    return told_apart([*(new.pop((c.backbone, c.weights), c) for c in kept), *new.values()])
+
+
+def _keep(run: Run, settings: dict[str, Any], candidates: list[Candidate]) -> None:
+    """What the same command finds when it goes on."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    beside = (run.folder / SETTINGS).with_suffix(".tmp")
     beside.write_text(json.dumps(settings | {"candidates": [asdict(c) for c in candidates]}, indent=1) + "\n")
-    beside.replace(file)
-    return candidates
+    beside.replace(run.folder / SETTINGS)
 
 
 def _device(name: str) -> torch.device:

@@ -45,7 +45,10 @@ class Loop:
         self.stopped = False
 
     def rows(self, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-        return [table.row_of(c, self.results.get(c.name), self.parts) for c in candidates]
+        """A row each, with where and how it was measured: results of another machine, other settings or pictures do not count."""
+        pictures = "; ".join(str(seen) for part, seen in self.pictures.items() if part != "classes")
+        about = self.machine | {"precision": self.settings["precision"], "pictures": pictures}
+        return [table.row_of(c, self.results.get(c.name), self.parts) | about for c in candidates]
 
     def all(self, candidates: Sequence[Candidate]) -> int:
         """One after another; returns 0, or the status of a benchmark that was told to stop."""
@@ -76,9 +79,9 @@ class Loop:
         network: dict[str, Any] = {"backbone": candidate.backbone, "weights": candidate.weights, "stamp": candidate.stamp}
         network |= {k: s[k] for k in ("image_size", "overrides")}
         network |= {"classes": self.pictures["classes"], "timm": self.machine.get("timm")}  # which weights a name means is timm's to say
-        timed = network | {k: s[k] for k in ("precision", "compile", "seconds", "windows")} | {"machine": self.machine}
+        timed = network | {k: s[k] for k in ("precision", "seconds", "windows")} | {"machine": self.machine}
         judged = network | {k: s[k] for k in ("data", "val", "probes", "shots")} | {"pictures": self.pictures}
-        return json.loads(json.dumps({"cost": network, "inference": timed, "training": timed, "accuracy": judged}))
+        return json.loads(json.dumps({"cost": network, **dict.fromkeys(table.SPEEDS, timed), "accuracy": judged}))
 
     def _missing(self, candidate: Candidate) -> list[str]:
         """The parts that are not there yet, or failed before."""

@@ -10,9 +10,10 @@ from visiontune.run import Run, environment
 
 CAPTION = (
     "A click on a header sorts by it. Pictures/s: median of windows of many steps each, on pictures that lie on the device already, at the "
-    "batch that was fastest and smallest; training: forward, backward and AdamW over everything. ms for one: a batch of one picture. GMACs "
-    "of one picture forward. MiB: the most that was held; on a CPU by the whole process, torch in it. * nothing is both faster and more "
-    "accurate. results.csv has more columns."
+    "batch that was fastest and smallest; training: forward, backward and AdamW over everything; compiled: the same by torch.compile on "
+    "the same batch, and beside it how many times the speed that is. ms for one: a batch of one picture. GMACs of one picture forward. "
+    "MiB: the most that was held; on a CPU by the whole process, torch in it. * nothing is both faster and more accurate. results.csv has "
+    "more columns."
 )
 PLOT = (
     "Ringed and named: nothing else here is both faster and more accurate. Bars: one standard error of the accuracy, and the quartiles of "
@@ -41,6 +42,7 @@ def write_page(run: Run, settings: dict[str, Any], notes: Sequence[str], rows: S
     plot = run.pictures / "accuracy_over_speed.png"
     if dots:
         accuracy_over_speed(dots, plot, label=f"{table.told(metric)}, top-1 accuracy in %")
+    seed = next((row["seed"] for row in rows if "seed" in row), 0)
     judged = next((f", accuracies counted on {counted(row['val_pictures'], 'picture', ',')}" for row in rows if "val_pictures" in row), "")
     write_benchmark(
         run.report_file,
@@ -54,7 +56,7 @@ def write_page(run: Run, settings: dict[str, Any], notes: Sequence[str], rows: S
         caption=CAPTION,
         plot=plot if dots else None,
         plot_caption=PLOT,
-        settings=[(key, str(value)) for key, value in settings.items()] + [("seed", "0, of random weights and of the probes' draws")],
+        settings=[(key, str(value)) for key, value in settings.items()] + [("seed", f"{seed}, of random weights and pictures set aside")],
         notes=notes,
         commands=commands,
         machine=environment(),

@@ -14,6 +14,10 @@ FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
 # By which of a row's accuracies it is ranked and drawn: the first that all finished rows have.
 RANKED = ("probe_top1", "knn_top1")
 NAMES = {"probe_top1": "linear probe", "knn_top1": "k-NN"}
+# The parts that are timed, and what their columns begin with.
+SPEEDS = {"inference": "", "training": "train_", "compiled_inference": "compiled_", "compiled_training": "compiled_train_"}
+# Columns of where, with what and when; two tables that differ in them are of two machines, versions or settings.
+ABOUT = ("processor", "threads", "device", "gpu", "torch", "timm", "precision", "seed", "pictures", "date")
 
 
 def key_of(score: dict[str, Any]) -> str:
@@ -47,7 +51,7 @@ def row_of(candidate: Candidate, result: dict[str, Any] | None, wanted: Sequence
     missing = [part for part in wanted if part not in result]
     done = {part: result[part] for part in wanted if part in result and part not in failed}
     # without a network nothing else can be said
-    reasons = [failed["cost"]] if "cost" in failed else [f"{part}: {reason}" for part, reason in failed.items()]
+    reasons = [failed["cost"]] if "cost" in failed else [f"{part.replace('_', ' ')}: {reason}" for part, reason in failed.items()]
     row |= {"status": FAILED if failed else WAITING if missing else FINISHED, "reason": "; ".join(reasons)}
     if cost := done.get("cost"):
         row["backbone"] = cost["architecture"]
@@ -55,17 +59,23 @@ def row_of(candidate: Candidate, result: dict[str, Any] | None, wanted: Sequence
     if accuracy := done.get("accuracy"):
         row |= {key_of(s): round(s["top1"], 6) for s in accuracy["scores"]}
         row["val_pictures"] = accuracy["scores"][0]["val_pictures"] if accuracy["scores"] else ""
-    for part, prefix in (("inference", ""), ("training", "train_")):
+    for part, prefix in SPEEDS.items():
         if speed := done.get(part):
             row |= {f"{prefix}images_per_second": speed["images_per_second"]}
             row |= {f"{prefix}images_per_second_q1": speed["low"], f"{prefix}images_per_second_q3": speed["high"]}
             row |= {f"{prefix}batch_size": speed["batch_size"], f"{prefix}channels_last": speed["channels_last"]}
             row |= {f"{prefix}peak_memory_bytes": speed["peak_memory_bytes"]}
-            row |= {"idle_memory_bytes": speed["idle_memory_bytes"]} if part == "inference" else {}
-            row |= {"latency_ms": speed["latency_ms"]} if part == "inference" else {}
+            if part == "inference":
+                row |= {"idle_memory_bytes": speed["idle_memory_bytes"], "latency_ms": speed["latency_ms"]}
+                row |= {"latency_ms_q1": speed["latency_ms_low"], "latency_ms_q3": speed["latency_ms_high"]}
+            if "compile_seconds" in speed and (eager := done.get(part.removeprefix("compiled_"))):
+                row |= {f"{prefix}gain": speed["images_per_second"] / eager["images_per_second"]}
+                row |= {f"{prefix.replace('compiled', 'compile')}seconds": speed["compile_seconds"]}
     if cost:
         row |= {"parameters": cost["parameters"], "gmacs": cost["macs"] / 1e9, "mactivations": cost["activations"] / 1e6}
-    words = {part: done[part]["warnings"] for part in ("inference", "training") if part in done and done[part]["warnings"]}
+        row["seed"] = cost.get("seed", "")
+    row["date"] = next((result[p]["date"] for p in ("inference", *result) if "date" in result.get(p, {})), "")
+    words = {part.replace("_", " "): done[part]["warnings"] for part in SPEEDS if part in done and done[part]["warnings"]}
     row["warnings"] = "; ".join(f"{part}: {word}" for part, those in words.items() for word in those)
     return row
 
@@ -101,6 +111,10 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("pixels", "image_size", "{}"),
     ("pictures/s", "images_per_second", "{:,.4g}"),
     ("training/s", "train_images_per_second", "{:,.4g}"),
+    ("compiled/s", "compiled_images_per_second", "{:,.4g}"),
+    ("gain", "compiled_gain", "{:.2f} x"),
+    ("compiled training/s", "compiled_train_images_per_second", "{:,.4g}"),
+    ("training gain", "compiled_train_gain", "{:.2f} x"),
     ("ms for one", "latency_ms", "{:,.3g}"),
     ("M parameters", "parameters", "{:,.2f}"),
     ("GMACs", "gmacs", "{:,.3g}"),

@@ -203,6 +203,37 @@ def measure(
     return Speed(batch, channels_last, rates, found.tried, found.stopped)
 
 
+def measure_on(
+    make: Callable[[int, bool], Step], watch: Stopwatch, batch: int, channels_last: bool, settled: Callable[[], None] = lambda: None
+) -> tuple[Speed, float]:
+    """The windows of a step on a batch that was chosen before, and the seconds of its first call, in which it is compiled.
+
+    Args:
+        make: the step on so many pictures, in channels_last or not.
+        watch: measures it.
+        batch: pictures at a time.
+        channels_last: the memory format.
+        settled: told after the first call, before the windows.
+
+    Raises:
+        UserError: if it does not fit into memory.
+    """
+    try:
+        step = make(batch, channels_last)
+        watch.synchronize()
+        began = watch.clock()
+        step()
+        watch.synchronize()
+        first = watch.clock() - began
+        settled()
+        return Speed(batch, channels_last, [batch * rate for rate in watch.rates(step)]), first
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        free_memory()
+        raise UserError(f"out of memory with {counted(batch, 'picture')}, on which the step that is not compiled was timed") from error
+
+
 def _faster_channels_last(make: Callable[[int, bool], Step], watch: Stopwatch) -> bool:
     try:
         plain, last = (watch.quick(make(FORMAT_BATCH, layout)) for layout in (False, True))

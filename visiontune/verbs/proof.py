@@ -86,7 +86,8 @@ def compare(argv: list[str]) -> int:
 def benchmark(argv: list[str]) -> int:
     """many backbones on your pictures and your machine: accuracy, speed, memory and cost in one table"""
     parser = parser_of("benchmark", benchmark)
-    parser.add_argument("data", metavar="DATA", help="labelled pictures, as data.train of a classify recipe")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="labelled pictures, as data.train of a classify recipe; "
+                        "with --against and without --backbones: a finished benchmark's folder or results.csv")  # fmt: skip
     parser.add_argument("--backbones", nargs="+", action="extend", default=[], metavar="NAME",
                         help="timm names, wildcards ('vit_tiny*'), run folders, exported folders and .safetensors files")  # fmt: skip
     parser.add_argument("--weights", default="timm", metavar="WEIGHTS", help="of timm names: timm (default, fetched) or random")
@@ -96,25 +97,39 @@ def benchmark(argv: list[str]) -> int:
     parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures, for all (default: as each one's weights were made)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
     parser.add_argument("--precision", default="auto", help="of what is timed, as trainer.precision of a recipe (default: by the device)")
-    parser.add_argument("--compile", action="store_true", help="time networks compiled by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="time them compiled by torch.compile, too, and tell the gain")
     parser.add_argument("--no-training", action="store_true", help="leave out the timing of optimiser steps")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="shortest window of a timing; seven count (default: 1)")
     parser.add_argument("--out", metavar="FOLDER", help="the benchmark's folder (default: runs/benchmark); the same one is gone on with")
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument("--against", metavar="OLD.csv", help="results.csv or folder of another machine or version: "
+                        "tell what got slower or worse beyond noise; without --backbones nothing is measured")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="check everything, list the backbones, measure nothing")
     overrides, argv = _split_overrides(argv)
     args = parser.parse_args(argv)
     from visiontune.errors import UserError
     from visiontune.finish import silence
 
     silence()
-    if not args.backbones:
-        raise UserError("benchmark: expected --backbones, e.g. `benchmark flowers/train --backbones resnet18 'convnext_*o' runs/my_mae`")
+    if args.against and not args.backbones:
+        idle = [f"--{key.replace('_', '-')}" for key, value in vars(args).items()
+                if key not in ("data", "out", "against") and value != parser.get_default(key)]  # fmt: skip
+        if idle or overrides:
+            raise UserError(f"{(idle or overrides)[0]}: nothing is measured without --backbones; leave it out, or name some")
+        if args.data and args.out:
+            raise UserError(f"benchmark: got {args.data} and --out {args.out}; expected one finished benchmark to compare, or --backbones")
+        from visiontune.benchmark.against import finished
+
+        return finished(args.data or args.out or "runs/benchmark", args.against)
+    if not args.backbones or not args.data:
+        example = "benchmark flowers/train --backbones resnet18 'convnext_*o' runs/my_mae"
+        raise UserError(f"benchmark: expected labelled pictures and --backbones, e.g. `{example}`")
     from visiontune.benchmark.command import benchmark as run
 
     return run(
         args.data, names=args.backbones, weights=args.weights, val=_path_or_share(args.val), probes=args.probe, shots=args.shots,
         image_size=args.at, device=args.device, precision=args.precision, compiled=args.compile, training=not args.no_training,
-        seconds=args.seconds, overrides=overrides, out=args.out, fresh=args.fresh,
+        seconds=args.seconds, overrides=overrides, out=args.out, fresh=args.fresh, compare_with=args.against, dry_run=args.dry_run,
     )  # fmt: skip
 
 
