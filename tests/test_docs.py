@@ -165,8 +165,10 @@ def test_the_compare_page_runs_as_it_stands_and_its_commands_are_understood(tmp_
         assert verb != "compare" or words[0] in shipped_recipes()
 
 
-def test_the_benchmark_page_names_options_that_there_are():
+def test_the_benchmark_page_names_options_that_there_are_and_its_yaml_is_sound():
     page = (ROOT / "docs/benchmark.md").read_text()
+    (text,) = blocks("docs/benchmark.md", "yaml")
+    assert parse_recipe(yaml.safe_load(text)).benchmark is not None
     options = set(re.findall(r"(--[a-z][a-z-]+)", run_command("visiontune", "benchmark", "--help").stdout))
     assert {"--backbones", "--fresh"} <= options
     for option in set(re.findall(r"(--[a-z][a-z-]+)", page)):

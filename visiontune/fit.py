@@ -1,4 +1,4 @@
-"""The whole run, read top to bottom.
+"""The whole run, read top to bottom. (A recipe of `task: benchmark` trains nothing and is handed to that room.)
 
 python -m visiontune.fit RECIPE [key=value ...] [--out RUN] [--dry-run]
 python -m visiontune.fit --resume RUN [data.workers=... trainer.devices=...]
@@ -74,6 +74,10 @@ def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool
 
     loaded = load_recipe(name, overrides, checks=CHECKS)
     folder = out or f"runs/{loaded.name}"
+    if loaded.benchmark is not None:
+        from visiontune.benchmark.by_recipe import run_recipe
+
+        return run_recipe(loaded.benchmark, out=folder, dry_run=dry_run)
     # All stages are built once before anything is written or trained: a mistake in the last one must not cost the first one's hours.
     prepared = build.rehearse(loaded.stages)
     if dry_run:
@@ -93,10 +97,12 @@ def start(name: str, overrides: Sequence[str], *, out: str | None, dry_run: bool
 def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
     """Go on with a run, from its last checkpoint (or from the beginning, if it broke off before the first)."""
     from visiontune import build
+    from visiontune.benchmark.by_recipe import refuse_resume
     from visiontune.errors import UserError
     from visiontune.jobs import resume_stages
     from visiontune.run import Run
 
+    refuse_resume(folder)
     check_resumable(overrides, f"python -m visiontune.fit RECIPE backbone.weights={folder}")
     run = Run.open(folder)
     if run.finished:

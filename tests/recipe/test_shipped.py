@@ -6,7 +6,7 @@ import pytest
 import timm
 
 from tests.data.detection.sets import write_set
-from visiontune import backbones, build
+from visiontune import backbones, build, fit
 from visiontune.__main__ import main as verbs
 from visiontune.errors import UserError
 from visiontune.export import save_timm_folder
@@ -32,10 +32,15 @@ def annotated(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_loads_and_builds(name, pictures, annotated, teacher, monkeypatch):
+def test_loads_and_builds(name, pictures, annotated, teacher, monkeypatch, capsys):
     # What a user gives on the command line: own folders, and here small pictures, batches, heads and backbones of random weights.
     monkeypatch.chdir(pictures)
     loaded = load_recipe(name)
+    if loaded.benchmark is not None:
+        words = [name, "data.train=train", "data.val=val", "weights=random", "--dry-run", "--out", str(teacher / "out")]
+        assert fit.main(words) == 0
+        assert capsys.readouterr().out.count(": to measure") == len(loaded.benchmark.backbones)
+        return
     for stage, recipe in loaded.stages.items():
         recipe = recipe.model_copy(deep=True)
         if recipe.task == "detect":

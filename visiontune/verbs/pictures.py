@@ -43,6 +43,10 @@ def check(argv: list[str]) -> int:
     if not recipe and not Path(args.what).exists():
         raise UserError(f"check: there is no folder {args.what}, no such file, and no recipe of that name; `list` shows the recipes")
     loaded = load_recipe(args.what, args.overrides, checks=CHECKS)
+    if loaded.benchmark is not None:
+        from visiontune.benchmark.by_recipe import check_recipe
+
+        return check_recipe(loaded.benchmark, args.what)
     stages = f", stages {', '.join(loaded.stages)}" if loaded.staged else ""
     print(f"{args.what}: sound{stages}")
     status = 0
