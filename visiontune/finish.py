@@ -53,6 +53,7 @@ def silence() -> None:
         ".*`weights_only` was not set.*",
         ".*Please use the new API settings to control TF32.*",
         ".*You have overridden `on_before_batch_transfer` in both.*",  # the data module's batches need no second look
+        ".*Detected call of `lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*",  # fp16 leaves its first steps out
         ".*isinstance\\(treespec, LeafSpec\\).*",  # torch's own deprecation inside Lightning
     ):
         warnings.filterwarnings("ignore", message=text)

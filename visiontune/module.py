@@ -149,6 +149,8 @@ class Module(L.LightningModule):
         self._released = False
         self.teacher: Teacher | None = None
         self.scheduled_steps = 1
+        self.skipped = optim.SkippedSteps()
+        self.taken: Tensor | None = None  # whether the last step was made, 1. or 0. on the device; None: without fp16 every one is
         self.notes: list[str] = []  # decisions of the method, in words
 
     # ---------------------------------------------------------------- pictures in
@@ -324,8 +326,8 @@ class Module(L.LightningModule):
 
     @property
     def step(self) -> int:
-        """Optimiser steps done; 0 without a Trainer."""
-        return self._trainer.global_step if self._trainer is not None else 0
+        """Optimiser steps done, without those that fp16 left out; 0 without a Trainer."""
+        return self._trainer.global_step - self.skipped.count if self._trainer is not None else 0
 
     def on_fit_start(self) -> None:
         if self.teacher is not None:
@@ -345,9 +347,18 @@ class Module(L.LightningModule):
             decay = optim.cosine(self.step, self.scheduled_steps, self.weight_decay, self.weight_decay_end)
             for group in self.trainer.optimizers[0].param_groups:
                 group["weight_decay"] = decay if group["adapt"] else 0.0
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        before = None if scaler is None else self.skipped.scale(scaler)
         super().optimizer_step(*args, **kwargs)
+        if scaler is not None:
+            self.taken = (self.skipped.scale(scaler) >= before).float()  # type: ignore[union-attr]
+            self.skipped.tell(self.taken)
         if self.teacher is not None:
-            self.teacher.follow(self.step, self.scheduled_steps)
+            self.teacher.follow(self.step, self.scheduled_steps, self.taken)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not self.skipped.latest:
+            super().lr_scheduler_step(scheduler, metric)
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         if self.clip is not None:  # Lightning's own refuses fused optimisers under bf16
@@ -387,10 +398,13 @@ class Module(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["record"] = {"sums": self._sums, "summed": self._summed}
+        checkpoint["skipped"] = self.skipped.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         record = checkpoint.get("record", {"sums": {}, "summed": 0})
         self._sums, self._summed = {k: v.to(self.device) for k, v in record["sums"].items()}, record["summed"]
+        if "skipped" in checkpoint and self._trainer is not None:  # weights alone begin anew
+            self.skipped.load_state_dict(checkpoint["skipped"])
 
 
 def two_views(module: Module, batch: Any) -> list[Tensor]:

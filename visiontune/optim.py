@@ -1,4 +1,4 @@
-"""Parameter groups, layer-wise decay, schedules, optimisers."""
+"""Parameter groups, layer-wise decay, schedules, optimisers, averages of weights, steps that fp16 leaves out."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -56,10 +56,78 @@ def cosine(step: int, steps: int, start: float, end: float) -> float:
 
 
 @torch.no_grad()
-def ema_update(average: nn.Module, online: nn.Module, momentum: float) -> None:
-    """`average = momentum * average + (1 - momentum) * online` for all parameters in one call; buffers are the average's own."""
-    if kept := list(average.parameters()):  # a part may have none
-        torch._foreach_lerp_(kept, list(online.parameters()), 1 - momentum)
+def ema_update(average: nn.Module, online: nn.Module, momentum: float, taken: Tensor | None = None) -> None:
+    """`average = momentum * average + (1 - momentum) * online` for all parameters in one call; buffers are the average's own.
+
+    Args:
+        average: changed.
+        online: of the same parameters.
+        momentum: share of the old.
+        taken: on the device, 1. or 0.: whether the optimiser made its step (`SkippedSteps`); None: it did.
+    """
+    lerp_all(list(average.parameters()), list(online.parameters()), 1 - momentum, taken)
+
+
+@torch.no_grad()
+def lerp_all(kept: list[Tensor], new: list[Tensor], weight: float, taken: Tensor | None = None) -> None:
+    """`kept += weight * (new - kept)` in a few calls for all of them; nothing where `taken` is 0., without asking the device."""
+    if not kept:  # a part may have none
+        return
+    if taken is None:
+        torch._foreach_lerp_(kept, new, weight)
+        return
+    moves = torch._foreach_sub(new, kept)
+    torch._foreach_mul_(moves, taken * weight)
+    torch._foreach_add_(kept, moves)
+
+
+class SkippedSteps:
+    """Steps that a gradient scaler left out because fp16 gradients were not finite: the weights stayed, and so do averages and schedules.
+
+    Whether a step was made is known on the device alone. Averages of weights need it there. Schedules are the host's, which hears of a step
+    when the next one is on its way: the device has finished it by then, and nobody waits. They stand still one step after.
+
+    Attributes:
+        count: steps left out that the host has heard of.
+        latest: whether the last one that it has heard of was left out.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.latest = 0, False
+        self._told: Tensor | None = None  # whether the newest step was made, 1. or 0., to be read once `_arrived`
+        self._arrived: Any = None
+
+    @staticmethod
+    def scale(scaler: Any) -> Tensor | float:
+        """What losses are multiplied with now, a copy on the device: it falls when a step is left out, and only then."""
+        now = scaler._get_scale_async()
+        return scaler.get_scale() if now is None else now.clone()  # before the first step it is still the host's
+
+    def tell(self, taken: Tensor) -> None:
+        """Hear of the step before, and keep for the next time what became of this one."""
+        before = self._read()
+        if before is not None:
+            self.latest = not before
+            self.count += self.latest
+        self._told, self._arrived = taken, None
+        if taken.device.type == "cuda":
+            self._told = torch.empty((), dtype=taken.dtype, pin_memory=True).copy_(taken, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def _read(self) -> bool | None:
+        if self._told is None:
+            return None
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return bool(self._told)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "latest": self.latest, "told": self._read()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.latest, self._arrived = state["count"], state["latest"], None
+        self._told = None if state["told"] is None else torch.tensor(float(state["told"]))
 
 
 def scale_lr(lr: float, batch_size: int, rule: str) -> float:

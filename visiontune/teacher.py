@@ -43,10 +43,11 @@ class Teacher(nn.Module):
     def momentum_at(self, step: int, steps: int) -> float:
         return self.schedule(step, steps, *self.momentum)
 
-    def follow(self, step: int, steps: int) -> None:
-        """One optimiser step of the student later; a function of the step, so that a resumed run needs no state."""
+    def follow(self, step: int, steps: int, taken: torch.Tensor | None = None) -> None:
+        """One optimiser step of the student later, if it was `taken` (None: it was); a function of the step, so that a resumed run needs no
+        state."""
         for name, student in self.students[0].items():
-            optim.ema_update(getattr(self, name), student, self.momentum_at(step, steps))
+            optim.ema_update(getattr(self, name), student, self.momentum_at(step, steps), taken)
 
     def restart(self) -> None:
         """Take the student's weights as they are, after others were loaded into it."""

@@ -28,18 +28,18 @@ def momentum_at(step: int, momentum: float) -> float:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
-    """One step: all weights in one call, and the running statistics of batch norms likewise.
+def follow(average: nn.Module, network: nn.Module, momentum: float, taken: torch.Tensor | None = None) -> None:
+    """One step: all weights in one call, and the running statistics of batch norms likewise. Nothing where it was not `taken`, which is 1.
+    or 0. on the device; None: it was.
 
     Averaged statistics rather than copied ones: a copy would be those of the newest weights, which the average is not. timm's ModelEmaV3
     does the same.
     """
-    optim.ema_update(average, network, momentum)
+    optim.ema_update(average, network, momentum, taken)
     kept, new = [], []
     for old, norm in zip(batch_norms(average), batch_norms(network), strict=True):
         if norm.running_mean is not None:
             kept += [old.running_mean, old.running_var]
             new += [norm.running_mean, norm.running_var]
             old.num_batches_tracked.copy_(norm.num_batches_tracked)
-    if kept:
-        torch._foreach_lerp_(kept, new, 1 - momentum)
+    optim.lerp_all(kept, new, 1 - momentum, taken)

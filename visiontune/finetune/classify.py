@@ -210,7 +210,7 @@ class Classifier(Module):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None and self.ema is not None:
-            average.follow(self.average, self.backbone, average.momentum_at(self.step, self.ema))
+            average.follow(self.average, self.backbone, average.momentum_at(self.step, self.ema), self.taken)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, targets = batch

@@ -201,7 +201,7 @@ class Detector(Module):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None and self.ema is not None:
-            average.follow(self.average, self.trained, average.momentum_at(self.step, self.ema))
+            average.follow(self.average, self.trained, average.momentum_at(self.step, self.ema), self.taken)
 
     def on_validation_start(self) -> None:
         self._counted()
