@@ -205,3 +205,9 @@ def reached(outputs: Sequence[Tensor]) -> set[int]:
 def layer_order(model: nn.Module) -> dict[str, int]:
     """Parameter name -> depth, 0 at the picture, rising to the head, by timm's own grouping of the family."""
     return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks, or stages of blocks, that timm's networks are stacked of and that are called as modules; none where it has no such."""
+    parts = (getattr(model, name, None) for name in ("blocks", "stages", "layer1", "layer2", "layer3", "layer4", "layers"))
+    return [block for part in parts if part is not None for block in part.children()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch._dynamo import config as dynamo
 
 from visiontune import backbones
 from visiontune.build.detecting import detector_options
@@ -35,6 +36,9 @@ def weights_path(weights: str) -> Path:
         cure = f"python -m visiontune.fit --resume {path}"
         raise UserError(f"backbone.weights: the run {run.folder} has no weights/backbone yet; finish it first: {cure}")
     return run.backbone
+
+
+PROGRAMS = 6  # of a compiled block at most: see `compile_blocks`
 
 
 def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tuple[Module, list[str]]:
@@ -170,15 +174,13 @@ def _numbers(values: Any) -> str:
     return rounded[0] if len(set(rounded)) == 1 else "/".join(rounded)
 
 
-def compile_blocks(model: torch.nn.Module) -> int:
-    """Compile a backbone's repeated blocks in place: parameter names stay, and `self.log` never breaks a graph."""
-    count = 0
-    for name in ("blocks", "stages", "layer1", "layer2", "layer3", "layer4", "layers"):
-        part = getattr(model, name, None)
-        for block in part.children() if part is not None else ():
-            block.compile(dynamic=False)  # blocks of other widths are other programs, not one with symbols for sizes
-            count += 1
-    if not count:
-        model.compile(dynamic=False)
-        count = 1
-    return count
+def compile_blocks(model: torch.nn.Module, backend: Any = "inductor") -> int:
+    """Compile a backbone's repeated blocks in place: parameter names stay, and `self.log` never breaks a graph. Returns how many."""
+    blocks = backbones.repeated_blocks(model) or [model]
+    # All modules share the code that torch counts programs of, and beyond eight it would go on uncompiled without a word: each block has
+    # one of its own, unless it is like another, for training and evaluation, for two sizes of views and a last batch that is smaller.
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(dynamo, limit, max(getattr(dynamo, limit), PROGRAMS * len(blocks)))
+    for block in blocks:
+        block.compile(dynamic=False, backend=backend)  # blocks of other widths are other programs, not one with symbols for sizes
+    return len(blocks)
