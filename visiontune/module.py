@@ -227,6 +227,24 @@ class Module(L.LightningModule):
         """Backbones of timm that run at every step, for compiling block by block."""
         return [self.backbone] if self.teacher is None else [self.backbone, self.teacher.get_submodule("backbone")]
 
+    def configure_model(self) -> None:
+        """Under Lightning's `ModelParallelStrategy` every process holds a share of each parameter, gathered block by block while it is
+        computed with: FSDP2, Zhao et al. 2023 (arXiv 2304.11277) without its flat parameters, so that weight decay still knows a norm."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+        if isinstance(self, FSDPModule):  # validated after it was trained
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for encoder in self.encoders:
+            for block in backbones.repeated_blocks(encoder):
+                fully_shard(block, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        for name in ("training_step", "validation_step", "represent", "pictures"):  # what Lightning and callbacks call instead of forward
+            if hasattr(self, name):
+                register_fsdp_forward_method(self, name)
+
     def release(self) -> nn.Module:
         """The backbone to keep, as timm makes it: without what a method changed in it for its training. Its `pretrained_cfg` says which
         mean and standard deviation it was trained with."""
@@ -335,7 +353,7 @@ class Module(L.LightningModule):
 
     def check_averaging(self, what: str) -> None:
         """Raises UserError for a precision or strategy in which an average of weights cannot follow them."""
-        if self.trainer.precision in ("bf16-true", "16-true") or "FSDP" in type(self.trainer.strategy).__name__:
+        if self.trainer.precision in ("bf16-true", "16-true") or is_sharded(self.trainer):
             raise UserError(
                 f"trainer: {what} follows the trained weights by less than half precision can add up, and as whole "
                 f"tensors; got precision {self.trainer.precision} and {type(self.trainer.strategy).__name__}; take bf16-mixed or 32-true, "
@@ -405,6 +423,11 @@ class Module(L.LightningModule):
         self._sums, self._summed = {k: v.to(self.device) for k, v in record["sums"].items()}, record["summed"]
         if "skipped" in checkpoint and self._trainer is not None:  # weights alone begin anew
             self.skipped.load_state_dict(checkpoint["skipped"])
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Whether each process holds a part of the weights alone."""
+    return any(word in type(trainer.strategy).__name__ for word in ("FSDP", "ModelParallel"))
 
 
 def two_views(module: Module, batch: Any) -> list[Tensor]:

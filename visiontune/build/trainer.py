@@ -1,18 +1,20 @@
 """Lightning's Trainer from the recipe's `trainer` section."""
 
 import importlib.util
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from visiontune.data.table import PictureTable
 from visiontune.errors import UserError, counted
 from visiontune.module import Module
-from visiontune.recipe import ClassifyRecipe, Recipe, Validated
+from visiontune.recipe import ClassifyRecipe, PretrainRecipe, Recipe, Validated
 
 
 def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], loggers: list[Any]) -> L.Trainer:
@@ -20,6 +22,9 @@ def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], l
     t = recipe.trainer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if t.tf32 is not None:
+            torch.set_float32_matmul_precision("high" if t.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = t.tf32
         return _trainer(
             accelerator=t.accelerator,
             devices=t.devices,
@@ -42,12 +47,27 @@ def make_trainer(recipe: Recipe, folder: Path, *, callbacks: list[L.Callback], l
         )
 
 
-def _strategy(recipe: Recipe) -> str:
-    """DDP waits for a gradient of every parameter, unless it is told that some steps have none."""
-    strategy, processes = recipe.trainer.strategy, processes_here(recipe) * recipe.trainer.num_nodes
-    if isinstance(recipe, ClassifyRecipe) and recipe.tune == "head_then_full" and processes > 1 and strategy in ("auto", "ddp"):
-        return "ddp_find_unused_parameters_true"
-    return strategy
+def _strategy(recipe: Recipe) -> str | ParallelStrategy:
+    """Of several processes DDP that copies no gradient into its buckets, or FSDP2; else Lightning's by name.
+
+    DDP waits for a gradient of every parameter, unless it is told that some steps have none: `head_then_full` at first. It need not look
+    which ones a step has where that never changes: no pretraining method goes other ways from one step to the next. But it would learn
+    their order from the first batch, and of several whose gradients are added up only the last one's are sent. A detector's ways may depend
+    on its boxes.
+    """
+    t = recipe.trainer
+    processes = processes_here(recipe) * t.num_nodes
+    if t.strategy == "fsdp":
+        # Lightning's `fsdp` is torch's first one: on CUDA alone, and with flat parameters, of which none would be decayed.
+        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    automatic = t.strategy == "auto" and processes > 1 and t.accelerator in ("auto", "cpu", "gpu", "cuda") and not hasattr(sys, "ps1")
+    if t.strategy != "ddp" and not automatic:
+        return t.strategy
+    return DDPStrategy(
+        gradient_as_bucket_view=True,
+        static_graph=isinstance(recipe, PretrainRecipe) and t.accumulate_grad_batches == 1,
+        find_unused_parameters=isinstance(recipe, ClassifyRecipe) and recipe.tune == "head_then_full",
+    )
 
 
 def processes_here(recipe: Recipe) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from visiontune.errors import UserError
 from visiontune.evaluate import embed_all, rank_me, spread
+from visiontune.module import is_sharded
 
 # Pixels of the longer side of the pictures that are kept for the figures.
 THUMBNAIL = 96
@@ -133,7 +134,7 @@ class EmbeddingWatch(L.Callback):
     def _embed(self, trainer: L.Trainer, module: L.LightningModule, pictures: list[Tensor] | None = None) -> Tensor:
         """`(N, D)`; no rows in other processes than the first, and where no picture can be read. Adds small copies to `pictures`."""
         nothing = torch.empty(0, 0)
-        if not trainer.is_global_zero and "FSDP" not in type(trainer.strategy).__name__:  # there each process holds a part of the weights
+        if not (trainer.is_global_zero or is_sharded(trainer)):
             return nothing
         compiled = torch.compiler.set_stance("force_eager")  # batches of this size would be other programs, for a few of them
         with torch.random.fork_rng(devices=[]), trainer.precision_plugin.forward_context(), compiled:

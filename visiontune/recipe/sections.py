@@ -231,7 +231,7 @@ class TrainerSection(Section):
     )
     devices: PositiveInt | list[NonNegativeInt] | Auto = Field("auto", description="number of devices, or their indices")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = Field("auto", description="kind of device")
-    strategy: str = Field("auto", description="Lightning's name: auto, ddp, fsdp, ...")
+    strategy: str = Field("auto", description="auto, ddp, fsdp (weights shared out, for large ones), or another name that Lightning knows")
     num_nodes: PositiveInt = Field(1, description="machines")
     accumulate_grad_batches: PositiveInt = Field(1, description="batches per optimiser step; batch_size counts them all")
     check_val_every_n_epoch: PositiveInt = Field(
@@ -240,6 +240,9 @@ class TrainerSection(Section):
     log_every_n_steps: PositiveInt = Field(10, description="optimiser steps between training metrics")
     sync_batchnorm: bool | None = Field(None, description="default: true where several CUDA devices train")
     deterministic: bool = Field(False, description="refuse operations without a deterministic form")
+    tf32: bool | None = Field(
+        None, description="fp32 products with 10 bits of mantissa on NVIDIA GPUs; default: torch's, yes for convolutions, no for matrices"
+    )
 
 
 def named(value: Any) -> Any:
