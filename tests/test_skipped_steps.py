@@ -15,8 +15,8 @@ STEPS = 6
 class Overflowing(torch.amp.GradScaler):
     """torch's own, which finds what is not finite in the steps that it is told: there the loss is scaled beyond all numbers."""
 
-    def __init__(self, at: set[int], **more) -> None:
-        super().__init__("cpu", init_scale=8.0, **more)
+    def __init__(self, at: set[int], device: str) -> None:
+        super().__init__(device, init_scale=8.0)
         self.at, self.steps = at, 0
 
     def scale(self, outputs):
@@ -43,7 +43,7 @@ class Watch(L.Callback):
 
 
 def flat(network):
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
+    return torch.cat([p.detach().flatten().cpu() for p in network.parameters()])
 
 
 def module_of(kind: str, **more):
@@ -56,18 +56,18 @@ def module_of(kind: str, **more):
 AVERAGES = {"average": lambda m: m.average, "teacher": lambda m: m.teacher.backbone}
 
 
-def trained(kind, tmp_path, at=(), *, steps=STEPS, resume=None, before=0, **more):
+def trained(kind, tmp_path, at=(), *, steps=STEPS, resume=None, before=0, device="cpu", **more):
     """A module after `steps` steps under a scaler that overflows in those `at`, and what was seen of it."""
     module = module_of(kind, **more)
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8) % 2
     data = DataLoader(TensorDataset(*((x, y) if kind == "average" else (x, x.flip(3)))), batch_size=8)
     watch = Watch(AVERAGES[kind])
-    scaler = Overflowing({step - before for step in at})
-    precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)
-    precision.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)  # the scaler is what is tried here
+    scaler = Overflowing({step - before for step in at}, device)
+    precision = MixedPrecision("16-mixed", device, scaler=scaler)
+    precision.autocast_context_manager = lambda: torch.autocast(device, enabled=False)  # the scaler is what is tried here
     trainer = L.Trainer(
-        max_epochs=steps, accelerator="cpu", devices=1, plugins=[precision], callbacks=[watch], logger=False, enable_checkpointing=False,
+        max_epochs=steps, accelerator=device, devices=1, plugins=[precision], callbacks=[watch], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=resume)
@@ -77,8 +77,9 @@ def trained(kind, tmp_path, at=(), *, steps=STEPS, resume=None, before=0, **more
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
 @pytest.mark.parametrize("more", [{}, {"clip": 1.0}], ids=["fused", "clipped"])
 @pytest.mark.parametrize("kind", AVERAGES)
-def test_averages_do_not_move_and_schedules_stand_still_once_for_each(tmp_path, kind, more):
-    _, module, watch = trained(kind, tmp_path, at=(0, 3), **more)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_averages_do_not_move_and_schedules_stand_still_once_for_each(tmp_path, device, kind, more):
+    _, module, watch = trained(kind, tmp_path, at=(0, 3), device=device, **more)
     start = module_of(kind, **more)
     weights = [flat(start.backbone), *watch.trained]
     followed = [flat(AVERAGES[kind](start)), *watch.followed]
