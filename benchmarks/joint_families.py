@@ -1,6 +1,6 @@
 """Every joint-embedding method on families of timm: the smallest member of each, on small pictures.
 
-    python benchmarks/joint_families.py [--families resnet.py ...] [--methods dino ...] [--go-on]
+    python benchmarks/joint_families.py [--families resnet.py ...] [--methods dino ...] [--go-on] [--quick]
 
 A family is a file of `timm/models`; its smallest member is the one with the fewest parameters. Each method is tried on one fixed batch of
 noise (and one fixed mask): after a first look, in which running means and queues take what the batch gives and then stand still, 5 steps
@@ -17,7 +17,7 @@ from typing import Any
 
 import timm
 import torch
-from common import machine, write_rows
+from common import machine, parse, write_rows
 from masked_families import families, smallest
 
 import visiontune
@@ -130,8 +130,10 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES))
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--go-on", action="store_true", help="keep the rows of the CSV that are there, and add those that are missing")
-    parser.add_argument("--csv", type=Path, default=CSV)
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="two methods on one family, to see that it runs")
+    args = parse(parser, __file__)
+    if args.quick:
+        args.families, args.methods = ["edgenext"], ["simclr", "dino"]
     rows: list[dict[str, Any]] = list(read_rows(args.csv)) if args.go_on and args.csv.is_file() else []
     done = {(r["family"], r["method"]) for r in rows}
     for family, names in families().items():

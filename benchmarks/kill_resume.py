@@ -1,6 +1,6 @@
 """Twenty kills spread over a run, resumed with 0, 1 or 2 workers: is every epoch's multiset of pictures that of the unbroken run?
 
-python benchmarks/kill_resume.py /scratch/folder [--kills 20] [--seed 0]
+python benchmarks/kill_resume.py [/scratch/folder] [--kills 20] [--seed 0] [--repeats 1] [--shards] [--quick]
 
 Each picture is of one colour that is its number, so what the network was given tells which pictures it saw. The run is the real
 command, started here so that every training step's pictures are written down; of a step that was trained again after a kill the last
@@ -19,7 +19,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-HERE = Path(__file__).parent
+from common import machine, parse, work_in, write_rows
+
 PICTURES, BATCH, EPOCHS = 1000, 48, 12
 
 
@@ -73,19 +74,25 @@ def start(words: list[str], log: Path, out: Path) -> subprocess.Popen:
 
 
 def main() -> None:
-    if sys.argv[1] == "--train":
+    if sys.argv[1:2] == ["--train"]:
         sys.exit(train(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="emptied first (default: a temporary one)")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--shards", action="store_true")
-    parser.add_argument("--csv", type=Path, default=HERE / "kill_resume.csv")
-    args = parser.parse_args()
-    from common import machine, write_rows
+    parser.add_argument("--quick", action="store_true", help="two kills in three epochs, to see that it runs")
+    args = parse(parser, __file__)
+    if args.quick:
+        args.kills = 2
+    with work_in(args.folder) as work:
+        sys.exit(measure(work, args))
 
-    work, epochs = args.folder.absolute(), EPOCHS // args.repeats
+
+def measure(work: Path, args: argparse.Namespace) -> int:
+    """The exit status: 0 if killing changed nothing."""
+    epochs = (3 if args.quick else EPOCHS) // args.repeats
     shutil.rmtree(work, ignore_errors=True)
     photos = work / "photos"
     make(photos)
@@ -146,7 +153,7 @@ def main() -> None:
     }
     write_rows(args.csv, [row | kind | summary | machine() for row in rows])
     print(summary)
-    sys.exit(0 if same == epochs and exact == len(expected) == len(found) else 1)
+    return 0 if same == epochs and exact == len(expected) == len(found) else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time of a MAE step (forward, backward, optimiser) on ViT-S/16 at 224 pixels, against the arithmetic of the authors' code.
 
-    python benchmarks/mae_step.py [--batch 16] [--rounds 41] [--threads N]
+    python benchmarks/mae_step.py [--batch 16] [--rounds 41] [--threads N] [--quick]
 
 The reference is written here from the paper (He et al. 2022, arXiv 2111.06377) and does what facebookresearch/mae does: softmax of
 q k^T in full, tokens shuffled back with a gather, every patch painted and the loss of visible ones multiplied by zero, AdamW as torch
@@ -12,11 +12,10 @@ import argparse
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write_rows
+from common import machine, parse, write_rows
 from torch import Tensor, nn
 
 from visiontune import MAE
@@ -122,8 +121,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=41)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="two rounds of two pictures, to see that it runs")
+    args = parse(parser, __file__)
+    if args.quick:
+        args.batch, args.rounds = 2, 2
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     ours = MAE("vit_small_patch16_224", image_size=224)

@@ -1,11 +1,11 @@
 """What six minutes of masked pretraining bring on 5,000 photos: linear probe and fine-tuning on 1,000 labels, against random weights.
 
-    python benchmarks/masked_cifar.py CIFAR10 [--recipes cifar/masked_mae ...] [--seeds 0 1 2] [--jobs 2] [--epochs 1]
+    python benchmarks/masked_cifar.py [CIFAR10] [--recipes cifar/masked_mae ...] [--seeds 0 1 2] [--jobs 2] [--epochs 1] [--quick]
 
-CIFAR10 holds train/CLASS/* and test/CLASS/*. Each row is one run of a shipped recipe through the command: pretraining on 500 photos a
-class without their labels, fine-tuning on 100 labels a class from it, and the same from random weights; accuracies are of the test
-photos. "start" is the same backbone with the random weights that the pretraining began with, probed in the same process. Each job has
-an equal share of the cores. After all runs the mean and spread over seeds are printed.
+CIFAR10 holds train/CLASS/* and test/CLASS/*; --quick does without. Each row is one run of a shipped recipe through the command: pretraining
+on 500 photos a class without their labels, fine-tuning on 100 labels a class from it, and the same from random weights; accuracies are of
+the test photos. "start" is the same backbone with the random weights that the pretraining began with, probed in the same process. Each job
+has an equal share of the cores. After all runs the mean and spread over seeds are printed.
 """
 
 import argparse
@@ -16,27 +16,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import fit, machine, write_rows
+from common import cifar10, fit, machine, parse, part_of, write_rows
 
 RECIPES = [f"cifar/masked_{name}" for name in ("mae", "simmim", "spark_resnet", "spark_convnext", "ijepa")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10", type=Path)
+    parser.add_argument("cifar10", type=Path, nargs="?", metavar="CIFAR10")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--epochs", type=int, help="of pretraining, instead of the recipes'")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one recipe, one seed, one epoch a stage on few pictures, to see that it runs")
+    args = parse(parser, __file__)
+    data, quick = cifar10(args.cifar10, quick=args.quick), []
+    if args.quick:
+        args.recipes, args.seeds, args.epochs = args.recipes[:1], args.seeds[:1], 1
+        quick = [f"stages.{stage}.{key}" for stage in ("finetune", "scratch") for key in ("epochs=1", "data.labels_per_class=10")]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        photos = few(args.cifar10.absolute() / "train", Path(folder) / "photos", per_class=500)
-        test = args.cifar10.absolute() / "test"
+        photos = part_of(data / "train", Path(folder) / "photos", per_class=40 if args.quick else 500)
+        test = data / "test"
 
         def one(job: tuple[int, str]) -> None:
             seed, recipe = job
@@ -45,22 +49,13 @@ def main() -> None:
             settings += [f"stages.{stage}.data.val={test}" for stage in ("finetune", "scratch")]
             settings += [f"stages.pretrain.epochs={args.epochs}"] if args.epochs else []
             with tempfile.TemporaryDirectory() as run:
-                result = fit(recipe, run, *settings)
+                result = fit(recipe, run, *settings, *quick)
             rows.append(row(recipe, seed, result) | {"threads": threads, "jobs": args.jobs, **machine()})
             write_rows(args.csv, rows)
 
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(one, [(seed, recipe) for seed in args.seeds for recipe in args.recipes]))
     summarise(rows)
-
-
-def few(source: Path, folder: Path, *, per_class: int) -> Path:
-    """The first pictures of each class, as links."""
-    for kind in sorted(p for p in source.iterdir() if p.is_dir()):
-        (folder / kind.name).mkdir(parents=True)
-        for picture in sorted(kind.iterdir())[:per_class]:
-            (folder / kind.name / picture.name).symlink_to(picture)
-    return folder
 
 
 def row(recipe: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:

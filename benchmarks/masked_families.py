@@ -1,6 +1,6 @@
 """Which masked method trains which family of timm: the smallest member of each, on small pictures.
 
-    python benchmarks/masked_families.py [--families resnet.py swin_transformer.py ...] [--docs docs/masked.md]
+    python benchmarks/masked_families.py [--families resnet.py swin_transformer.py ...] [--docs docs/masked.md] [--quick]
 
 A family is a file of `timm/models`; its smallest member is the one with the fewest parameters. Each of mae, ijepa, spark and simmim (the
 last where spark does not train) is tried at the smallest of a few picture sizes that it accepts: one fixed batch of noise and one fixed
@@ -21,7 +21,7 @@ from typing import Any
 
 import timm
 import torch
-from common import machine, write_rows
+from common import machine, parse, write_rows
 from timm.models import _registry
 from torch.overrides import TorchFunctionMode
 
@@ -155,10 +155,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+")
     parser.add_argument("--go-on", action="store_true", help="keep the rows of the CSV that are there, and add families that are missing")
-    parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--docs", type=Path)
-    args = parser.parse_args()
-    rows: list[dict[str, Any]] = list(read_rows(args.csv)) if args.go_on else []
+    parser.add_argument("--quick", action="store_true", help="one family, to see that it runs")
+    args = parse(parser, __file__)
+    if args.quick:
+        args.families = ["edgenext"]
+    rows: list[dict[str, Any]] = list(read_rows(args.csv)) if args.go_on and args.csv.is_file() else []
     done = {r["family"] for r in rows}
     for family, names in families().items():
         if (args.families and family not in args.families) or family in done:

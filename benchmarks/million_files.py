@@ -1,6 +1,6 @@
 """A million files: how long the first listing takes, how long opening it again, a look-up, and what a loader worker's memory adds.
 
-python benchmarks/million_files.py /somewhere/on/ext4 [--folders 1000] [--files 1000] [--rounds 5]
+python benchmarks/million_files.py [/somewhere/on/ext4] [--folders 1000] [--files 1000] [--rounds 5] [--quick]
 
 Every listing is a process of its own, ours and LightlyTrain's in turns, on a tree that was walked once before (a warm cache for both).
 The files are hard links, one small JPEG a folder. Needs lightly-train 0.18 in the environment (AGPL: a thing to measure, never a
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-HERE = Path(__file__).parent
+from common import machine, parse, work_in, write_rows
 
 
 def make_tree(root: Path, folders: int, files: int) -> None:
@@ -107,19 +107,27 @@ def child(name: str, root: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("root", type=Path)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, nargs="?", help="the tree of files stays there for the next time (default: a temporary folder)")
     parser.add_argument("--folders", type=int, default=1000)
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="2,500 files, one round, to see that it runs")
+    args = parse(parser, __file__)
     if args.child:
         print(globals()[args.child](str(args.root)))
         return
-    from common import machine, write_rows
+    if args.quick:
+        args.folders, args.files, args.rounds = 10, 250, 1
+    with work_in(args.root) as root:
+        if args.folders * args.files != 1_000_000 and args.csv == Path(__file__).absolute().with_suffix(".csv"):
+            args.csv = root / args.csv.name  # the committed rows are of a million
+        measure(root, args)
 
-    large, small = args.root / "large", args.root / "small"
+
+def measure(root: Path, args: argparse.Namespace) -> None:
+    large, small = root / "large", root / "small"
     for tree, folders, files in ((large, args.folders, args.files), (small, 1, 1000)):
         if not tree.is_dir():
             make_tree(tree, folders, files)
@@ -131,7 +139,6 @@ def main() -> None:
         for measure in measures:
             found[measure].append(child(measure, large))
     rows = []
-    target = args.root / "million_files.csv" if args.folders * args.files != 1_000_000 else HERE / "million_files.csv"
     middle = {m: statistics.median(v) for m, v in found.items()}
     for measure, values in found.items():
         row = {"what": measure, "files": args.folders * args.files, "median": middle[measure], "min": min(values), "max": max(values)}
@@ -139,14 +146,14 @@ def main() -> None:
         if measure == "ours_first" and "lightly_first" in middle:
             row["ratio_to_lightly"] = round(middle["ours_first"] / middle["lightly_first"], 3)
         rows.append(row | machine())
-        write_rows(target, rows)
+        write_rows(args.csv, rows)
     dirty = {tree.name: child("worker_memory", tree) for tree in (small, large)}
     for name, value in dirty.items():
         rows.append({"what": f"worker_memory_{name}", "files": 1000 if name == "small" else args.folders * args.files, "median": value})
         rows[-1] |= {"unit": "bytes", "rounds": 1} | machine()
     rows.append({"what": "worker_memory_added", "files": args.folders * args.files, "median": dirty["large"] - dirty["small"]})
     rows[-1] |= {"unit": "bytes", "rounds": 1} | machine()
-    write_rows(target, rows)
+    write_rows(args.csv, rows)
 
 
 if __name__ == "__main__":

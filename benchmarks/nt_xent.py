@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write_rows
+from common import machine, need, parse, write_rows
 from torch import Tensor
 
 from visiontune.losses import nt_xent
@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="three rounds of 512 rows, to see that it runs")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    args = parse(parser, __file__)
+    need("lightly", "lightly>=1.5.20", "the comparison")
     torch.set_num_threads(args.threads)
     results = []
     for rows in [512] if args.quick else args.rows:

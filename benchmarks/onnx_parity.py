@@ -1,6 +1,6 @@
 """How far ONNX files are from PyTorch, over families of timm's backbones, in fp32 and in half precision.
 
-    python benchmarks/onnx_parity.py [--only resnet18 ...] [--go-on]
+    python benchmarks/onnx_parity.py [--only resnet18 ...] [--go-on] [--quick]
 
 Random weights of one seed, batch norms that have seen noise, 10 classes. Each is exported with a free batch by
 `visiontune.export.export_onnx`, which compares the outputs on one and on three pictures of noise through onnxruntime; `difference` is the
@@ -13,10 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnxruntime
 import torch
-from common import machine, write_rows
+from common import machine, need, parse, write_rows
 
 from visiontune.backbones import create
 from visiontune.errors import UserError
@@ -45,7 +43,6 @@ BACKBONES: list[tuple[str, int, dict[str, Any]]] = [
     ("fastvit_t8", 96, {}),
     ("edgenext_xx_small", 96, {}),
 ]
-CSV = Path(__file__).with_suffix(".csv")
 
 
 def outcome(network: Any, config: dict[str, Any], *, fp16: bool) -> tuple[str, str]:
@@ -75,8 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--go-on", action="store_true", help="keep the rows of the CSV that are there, and add what is missing")
-    parser.add_argument("--csv", type=Path, default=CSV)
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one backbone, to see that it runs")
+    args = parse(parser, __file__)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        need(package, package, "the comparison")
+    import onnx
+    import onnxruntime
+
+    if args.quick:
+        args.only = [BACKBONES[0][0]]
     rows: list[dict[str, Any]] = list(csv.DictReader(args.csv.open(newline=""))) if args.go_on and args.csv.exists() else []
     done = {r["model"] for r in rows}
     for name, size, more in BACKBONES:

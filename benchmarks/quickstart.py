@@ -1,24 +1,22 @@
 """The quickstart over seeds: accuracy from 50 labels with and without pretraining, and what each stage costs.
 
-python benchmarks/quickstart.py [--seeds 0 1 2]
+python benchmarks/quickstart.py [--seeds 0 1 2] [--quick]
 """
 
 import argparse
 import tempfile
 import time
-from pathlib import Path
 
-from common import fit, machine, write_rows
+from common import fit, machine, parse, write_rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="one epoch a stage, to see that it runs")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch a stage, to see that it runs")
+    args = parse(parser, __file__)
     rows = []
-    for seed in args.seeds:
+    for seed in args.seeds[:1] if args.quick else args.seeds:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             stages = fit("quickstart", folder, f"seed={seed}", *(["epochs=1"] if args.quick else []))["stages"]

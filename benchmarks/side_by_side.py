@@ -1,6 +1,6 @@
 """The same pretraining by visiontune and by LightlyTrain: seconds, and what the embedding is worth.
 
-    python benchmarks/side_by_side.py CIFAR10 --peer-python PEER/bin/python [--methods simclr dino] [--cases photos cifar]
+    python benchmarks/side_by_side.py [CIFAR10] --peer-python PEER/bin/python [--methods simclr dino] [--cases photos cifar]
         [--seeds 0 1] [--epochs 3 20] [--workers 2] [--accelerator cpu] [--go-on] [--together] [--quick]
 
 PEER is an environment with lightly-train 0.18 and timm (`pip install "lightly-train==0.18.*" timm`). Cases:
@@ -32,7 +32,7 @@ from typing import Any
 
 import peers
 import torch
-from common import fit, machine, write_rows
+from common import cifar10, fit, machine, parse, skip, write_rows
 
 from visiontune import SimCLR
 from visiontune.data.folder import list_pictures
@@ -110,7 +110,7 @@ def knn(backbone: str, weights: str, neighbours: Path, test: Path, size: int, se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10", type=Path, help="train/CLASS/* and test/CLASS/*")
+    parser.add_argument("cifar10", type=Path, nargs="?", metavar="CIFAR10", help="train/CLASS/* and test/CLASS/*")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has lightly-train 0.18")
     parser.add_argument("--methods", nargs="+", choices=("simclr", "dino"), default=["simclr", "dino"])
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
@@ -120,17 +120,20 @@ def main() -> None:
     parser.add_argument("--pictures", nargs=2, type=int, default=[1500, 5000], help="photos and pictures of CIFAR-10")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu", help="gpu is for k-NN after many epochs")
-    parser.add_argument("--quick", action="store_true", help="one epoch on few pictures and one seed, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one method, one epoch on few pictures, one seed, to see that it runs")
     parser.add_argument("--together", action="store_true", help="both sides at once, for k-NN; no times")
     parser.add_argument("--go-on", action="store_true", help="add to the rows of the CSV that are there")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    args = parse(parser, __file__)
+    if subprocess.run([args.peer_python, "-c", "import lightly_train"], capture_output=True, check=False).returncode:
+        skip(f'needs lightly-train 0.18, which {args.peer_python} does not have; pip install "lightly-train==0.18.*" timm in an '
+             "environment of its own, and give its Python with --peer-python")  # fmt: skip
+    args.cifar10 = cifar10(args.cifar10, quick=args.quick)
     if args.together:
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
     if args.quick:
-        args.seeds, args.epochs, args.pictures = args.seeds[:1], [1, 1], [256, 1000]
+        args.methods, args.seeds, args.epochs, args.pictures = args.methods[:1], args.seeds[:1], [1, 1], [256, 1000]
     rows: list[dict[str, Any]] = []
-    if args.go_on:
+    if args.go_on and args.csv.is_file():
         with args.csv.open(newline="") as file:
             rows = list(csv.DictReader(file))
     ratios: dict[tuple[str, str], list[float]] = {}

@@ -1,6 +1,6 @@
 """Seconds that `import visiontune` and `--help` take, against bare Python, in turn; median and range of several processes.
 
-python benchmarks/startup.py [--runs 15]
+python benchmarks/startup.py [--runs 15] [--quick]
 """
 
 import argparse
@@ -8,9 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from common import machine, write_rows
+from common import machine, parse, write_rows
 
 COMMANDS = {
     "bare Python": ["-c", "pass"],
@@ -24,8 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="three runs")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    args = parse(parser, __file__)
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for turn in range((3 if args.quick else args.runs) + 1):
         for name, words in COMMANDS.items():

