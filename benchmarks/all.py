@@ -41,7 +41,7 @@ TAKES: dict[str, tuple[str, ...]] = {
     "tune_defaults": ("{cifar10}", "--weights={lite0}"),
 }
 NEEDS_CUDA = ("gpu",)
-MINUTES = {"quick": 3, "whole": 24 * 60}  # after which a script is taken to hang
+MINUTES = {"quick": 5, "whole": 24 * 60}  # after which a script is taken to hang
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def main() -> None:
     args = parse(parser, __file__)
     data = cifar10(args.cifar10, quick=args.quick)
     if args.quick:
-        args.pictures, args.backbones, args.seconds, args.size = 100, args.backbones[:2], 0.02, 32
+        args.pictures, args.seconds, args.size = 100, 0.02, 32
+        args.backbones, args.more = ["test_resnet", "test_convnext"], "test_byobnet"  # of a few hundred thousand parameters
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         photos = part_of(data / "train", work / "photos", per_class=args.pictures // 10)
