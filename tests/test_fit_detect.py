@@ -138,6 +138,14 @@ def test_a_pretrained_convnet_learns_as_fast_as_its_head_in_short_runs_a_transfo
     assert given.head.backbone_lr_factor == 0.3
 
 
+def test_batch_norms_of_random_weights_learn_unless_all_of_the_backbone_is_kept(recipe):
+    learns, frozen = (parse_recipe(recipe | {"head": {"name": "fcos", "freeze_backbone": kept}}).single for kept in (False, True))
+    assert derive(learns, find_pictures(learns), 1)[0].head.freeze_batch_norms is False
+    found, notes = derive(frozen, find_pictures(frozen), 1)
+    assert found.head.freeze_batch_norms is True
+    assert not any("batch norms" in note or "learning rate of the backbone" in note for note in notes)
+
+
 @pytest.mark.parametrize(("head", "slim"), [("fcos", (96, 2)), ("retinanet", (96,)), ("faster_rcnn", (96,)), ("rtdetrv2", ())])
 def test_few_pictures_on_a_cpu_get_small_batches_and_a_slim_head(recipe, head, slim):
     del recipe["data"]["batch_size"]

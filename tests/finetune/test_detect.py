@@ -1,4 +1,5 @@
 import importlib.util
+import warnings
 
 import lightning as L
 import pytest
@@ -167,6 +168,21 @@ def test_frozen_stages_and_batch_norms_stay_bit_identical(tmp_path):
     changed = {k for k, v in module.backbone.state_dict().items() if not torch.equal(v, before[k])}
     assert not any(".bn" in k or k.startswith(("conv1", "bn1", "layer1")) for k in changed)
     assert any(k.startswith("layer2") for k in changed)
+    assert all(p.requires_grad for p in module.release().parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_frozen_backbone_stays_bit_identical_while_pyramid_and_head_learn(tmp_path, name, ema):
+    module = detector(name, freeze_backbone=True, lr=0.01, ema=ema)
+    before = {k: v.clone() for k, v in module.trained.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="head.freeze_batch_norms")  # of batch norms that would have to learn
+        trainer(tmp_path).fit(module, loader())
+    changed = {k for k, v in module.trained.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k.split(".")[0] for k in changed} == {"pyramid", "head"}
+    assert not module.backbone.training
+    assert all(torch.equal(v, before[f"backbone.{k}"]) for k, v in module.kept.state_dict().items())
     assert all(p.requires_grad for p in module.release().parameters())
 
 

@@ -158,10 +158,11 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: 
         recipe.data.augment.pipeline = "large_scale" if fresh else "standard"
         why = "random weights need more variety" if fresh else "pretrained weights and a short schedule"
         notes.append(f"views {recipe.data.augment.pipeline}: {why} (arXiv 2012.07177, section 4)")
-    if fresh and "freeze_batch_norms" not in head.model_fields_set:
+    learns = fresh and not head.freeze_backbone
+    if learns and "freeze_batch_norms" not in head.model_fields_set:
         head.freeze_batch_norms = False
         notes.append("batch norms of the backbone learn: random weights have no statistics to keep")
-    if fresh and "backbone_lr_factor" not in head.model_fields_set:
+    if learns and "backbone_lr_factor" not in head.model_fields_set:
         head.backbone_lr_factor = 1.0
         notes.append("learning rate of the backbone as of the head: its weights are random")
     own = {option.name: option.type for option in own_options(head.name)}

@@ -39,6 +39,7 @@ class Detector(Module):
             take the backbone's maps where it has them all.
         backbone_lr_factor: learning rate of the backbone as a share of `lr`. With layer_decay, which slows it too, take 1.
         freeze_stages: how many of the backbone's first stages, with the stem, stay as they are; of a plain ViT, blocks; 0: none.
+        freeze_backbone: keep all of the backbone, statistics of batch norms included: pyramid and head alone learn.
         freeze_batch_norms: keep scale, shift and statistics of the backbone's batch norms: for small batches, not random weights.
         ema: largest share of the old in an average of the weights over the training, which is then what is validated and kept; None: off.
         score_threshold: lowest score of a prediction. Mean average precision wants it low, a person who looks at boxes about 0.3.
@@ -68,6 +69,7 @@ class Detector(Module):
         pyramid_width: PositiveInt = 256,
         backbone_lr_factor: PositiveFloat = 0.1,
         freeze_stages: NonNegativeInt = 0,
+        freeze_backbone: bool = False,
         freeze_batch_norms: bool = True,
         ema: OpenFraction | None = None,
         score_threshold: Fraction = 0.01,
@@ -88,7 +90,7 @@ class Detector(Module):
         super().__init__(backbone, **common)
         self.num_classes, self.ema, self.backbone_lr_factor = num_classes, ema, backbone_lr_factor
         self.max_detections = max_detections
-        self.freeze_stages, self.frozen_batch_norms = freeze_stages, freeze_batch_norms
+        self.freeze_stages, self.freeze_backbone, self.frozen_batch_norms = freeze_stages, freeze_backbone, freeze_batch_norms
         self.class_names = tuple(class_names or map(str, range(num_classes)))
 
         self.maps = find_maps(self.backbone, self.spec.image_size, self.spec.channels)
@@ -110,6 +112,8 @@ class Detector(Module):
     # ---------------------------------------------------------------- what is trained
 
     def _choose_parts(self) -> None:
+        if self.freeze_backbone:
+            self.leave_out(*self.backbone.parameters())
         if self.freeze_stages:
             self.leave_out(*parts.first_stages(self.backbone, self.freeze_stages))
         if self.frozen_batch_norms:
@@ -266,7 +270,7 @@ class Detector(Module):
         if self.average is not None:
             self.check_averaging("the average of the weights (head.ema)")
         norms = [n for n in parts.batch_norms(self.backbone) if n.running_mean is not None]
-        if self.frozen_batch_norms and norms and all(not n.running_mean.any() for n in norms):
+        if self.frozen_batch_norms and not self.freeze_backbone and norms and all(not n.running_mean.any() for n in norms):
             warnings.warn(
                 "head.freeze_batch_norms: the backbone's batch norms have never seen a picture and would stay so; for random weights set "
                 "head.freeze_batch_norms=false",
