@@ -91,11 +91,16 @@ def test_sigterm_is_passed_on_and_no_other_job_begins(tmp_path, recipe, scripts)
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM)
-    threading.Thread(target=stop).start()
-    found = run_jobs(Run(tmp_path), dict.fromkeys("abc", recipe), slots=[Slot(), Slot()], independent=True)
-    assert names(found) == {"a": 143, "b": 143}
-    assert signal.getsignal(signal.SIGTERM) == before
+    told = []
+    before = signal.signal(signal.SIGTERM, own := lambda *_: told.append("stop"))
+    try:
+        threading.Thread(target=stop).start()
+        found = run_jobs(Run(tmp_path), dict.fromkeys("abc", recipe), slots=[Slot(), Slot()], independent=True)
+        assert names(found) == {"a": 143, "b": 143}
+        assert told == ["stop"]  # whoever made the list learns of it
+        assert signal.getsignal(signal.SIGTERM) == own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 JOB = """

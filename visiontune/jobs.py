@@ -124,6 +124,8 @@ def run_jobs(
         stopped = True
         for _, process in running.values():
             process.terminate()
+        if callable(before):  # whoever made the list may have more to stop
+            before(*signalled)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
