@@ -158,7 +158,7 @@ def find_labelled(
         UserError: in one sentence, which begins with `verb`.
     """
     _check_splits(data, verb)
-    recipe = _recipe(backbone, data, val, weights, image_size, overrides, verb)
+    recipe = labelled_recipe(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides, verb=verb)
     tables = build.find_pictures(recipe)
     if tables.train.labels is None or tables.val is None or tables.val.labels is None:
         raise UserError(f"{verb}: {data} has several labels a picture, and these probes take one; train a recipe with `tune: head` instead")
@@ -234,45 +234,65 @@ class Embeddings:
         self.say(f"cannot be read: {some(f'{path} ({cause})' for path, cause in broken)}")
 
 
-def _recipe(
-    backbone: str, data: str, val: str | float | None, weights: str | None, image_size: int | None, overrides: Sequence[str], verb: str
-) -> Any:
-    """A classify recipe that names the same network and pictures: whatever it can read, a probe can."""
-    settings: dict[str, Any] = {"train": data, "batch_size": 1}
+def labelled_recipe(
+    backbone: str,
+    data: str,
+    *,
+    val: str | float | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    overrides: Sequence[str] = (),
+    tune: str = "head",
+    batch_size: int = 1,
+    verb: str = "probe",
+) -> ClassifyRecipe:
+    """A classify recipe that names the same network and pictures, as `probe` takes them: whatever it can read, a probe can.
+
+    Raises:
+        UserError: in one sentence, which begins with `verb`.
+    """
+    settings: dict[str, Any] = {"train": data, "batch_size": batch_size}
     if val is None and not Path(data).is_file():
         val = 0.2
     if val is not None:
         settings["val"] = val
-    if image_size:
-        settings["image_size"] = image_size
+    network, size = network_of(backbone, weights)
+    if image_size or size:
+        settings["image_size"] = image_size or size
+    raw = {"task": "classify", "tune": tune, "backbone": network, "data": settings}
+    recipe: Any = parse_recipe(raw, None, overrides, CHECKS, name=verb).single
+    return recipe
+
+
+def network_of(backbone: str, weights: str | None) -> tuple[dict[str, Any], Any]:
+    """A recipe's `backbone` for what `probe` takes as one, and the size of pictures that it was made for, where a recipe must say it.
+
+    Raises:
+        UserError: in one sentence.
+    """
     path = Path(backbone)
-    if path.exists():
-        place = build.weights_path(backbone)
-        config = backbones.read_config(place)
-        if config is None and path.is_file():
-            raise UserError(f"probe: {backbone} is a file; give the timm name of its network, and --weights {backbone}")
-        if weights not in (None, "random"):
-            raise UserError(
-                f"--weights: got {weights}, but {backbone} brings its own; leave it out, or say random for the same network without"
-            )
-        if config is None:
-            raise UserError(f"probe: {backbone} is neither a run with weights nor a folder with config.json and model.safetensors")
-        if "detector" in config:
-            raise UserError(f"probe: {backbone} detects, and has no embedding of a whole picture; give its backbone, RUN/weights/backbone")
-        network: dict[str, Any] = {"weights": str(place)}
-        if weights == "random":
-            spec = backbones.Spec.of(config)
-            network = {"name": spec.name, "args": spec.shape_args, "stem": spec.stem}
-            settings.setdefault("image_size", spec.image_size)
-    else:
+    if not path.exists():
         if problem := backbones.check_name(backbone):
             raise UserError(f"probe: got {backbone!r}, which is no folder, and {problem}")
-        network = {"name": backbone, "weights": weights or "timm"}
-        if not image_size and not (weights and Path(weights).is_dir()):
-            cfg: Any = timm.get_pretrained_cfg(backbone)
-            settings["image_size"] = cfg.input_size[-1] if cfg else 224
-    raw = {"task": "classify", "tune": "head", "backbone": network, "data": settings}
-    return parse_recipe(raw, None, overrides, CHECKS, name=verb).single
+        cfg: Any = timm.get_pretrained_cfg(backbone)
+        told = bool(weights and Path(weights).is_dir())  # a run tells it itself
+        return {"name": backbone, "weights": weights or "timm"}, None if told else cfg.input_size[-1] if cfg else 224
+    place = build.weights_path(backbone)
+    config = backbones.read_config(place)
+    if config is None and path.is_file():
+        raise UserError(f"probe: {backbone} is a file; give the timm name of its network, and --weights {backbone}")
+    if weights not in (None, "random"):
+        raise UserError(
+            f"--weights: got {weights}, but {backbone} brings its own; leave it out, or say random for the same network without"
+        )
+    if config is None:
+        raise UserError(f"probe: {backbone} is neither a run with weights nor a folder with config.json and model.safetensors")
+    if "detector" in config:
+        raise UserError(f"probe: {backbone} detects, and has no embedding of a whole picture; give its backbone, RUN/weights/backbone")
+    if weights != "random":
+        return {"weights": str(place)}, None
+    spec = backbones.Spec.of(config)
+    return {"name": spec.name, "args": spec.shape_args, "stem": spec.stem}, spec.image_size
 
 
 def _check_splits(data: str, verb: str) -> None:
