@@ -260,7 +260,7 @@ def test_a_child_is_a_command_of_its_own(tmp_path, pictures, networks):
         (["--backbones", "resnet18", "--weights", "w.pth"], "--weights: got 'w.pth'; allowed: timm, random"),
         (["--backbones", "resnet18", "--device", "gpu"], "--device: got 'gpu'; allowed here: "),
         (["--backbones", "resnet18", "--precision", "fp16"], "--precision: got 'fp16'; allowed: auto, 32-true, "),
-        (["--backbones", "resnet18", "--probe", "kn"], "--probe: got 'kn'; allowed: knn, linear, few; did you mean 'knn'?"),
+        (["--backbones", "resnet18", "--probe", "kn"], "--probe: got 'kn'; allowed: knn, linear, few, finetune; did you mean 'knn'?"),
         (["--backbones", "resnet18", "--seconds", "0"], "--seconds: got 0 of 7 windows; expected numbers above 0"),
         (["--backbones", "resnet18", "--val", "/no/photos"], "benchmark: 1 problem, nothing was run\n  data.val: no folder /no/photos; "),
         (["--backbones", "resnet18", "--val", "TRAIN", "data.sizes=3"], "data.sizes: unknown key"),

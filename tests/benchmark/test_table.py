@@ -107,6 +107,50 @@ def test_what_to_take_is_the_fastest_that_cannot_be_told_apart_from_the_best(row
     assert table.table_text([row for row in rows if row["name"] in "fgh"]) == ""
 
 
+@pytest.fixture
+def trained():
+    """Tuned, a is better than b, by the linear probe b than a; the training of c broke off; on boxes d is a little better than e."""
+
+    def tuned(top1):
+        return {"finetune_top1": top1, "finetune_seconds": 61.4, "finetune_images_seen": 960, "val_pictures": 1000, "what": "full"}
+
+    def boxes(score):
+        entry = {"detect_map": score, "detect_map50": 2 * score, "detect_seconds": 7.0, "detect_images_seen": 9, "val_pictures": 40}
+        return {k: v for k, v in result(0.9, 50.0 / score, detect=entry).items() if k != "accuracy"}
+
+    labels = {"a": result(0.8, 10.0, finetune=tuned(0.95)), "b": result(0.9, 50.0, finetune=tuned(0.9))}
+    labels["c"] = result(0.99, 90.0, finetune={"failed": "the loss is not finite"})
+    made = [table.row_of(Candidate(n, n, "timm"), r, [*PARTS, "finetune"]) for n, r in labels.items()]
+    parts = [p for p in PARTS if p != "accuracy"] + ["detect"]
+    return made, [table.row_of(Candidate(n, n, "timm"), boxes(score), parts) for n, score in {"d": 0.41, "e": 0.40}.items()]
+
+
+def test_who_asks_for_fine_tuning_is_told_by_it(trained):
+    labels, _ = trained
+    assert table.metrics(labels)[:3] == ["finetune_top1", "probe_top1", "knn_top1"]
+    assert labels[0]["finetune_seconds"] == 61.4
+    assert (labels[2]["status"], labels[2]["reason"]) == ("failed", "finetune: the loss is not finite")
+    lines = [line.split() for line in table.table_text(labels).splitlines()]
+    assert [line[:3] for line in lines[1:]] == [["*", "a", "95.0"], ["*", "b", "90.0"], ["c", "99.0", "94.0"]]
+    assert "61" in lines[1]
+    assert table.sentences(labels)[0] == "Most accurate by fine-tuning: a with 95.0 % at 10 pictures/s."
+
+
+def test_of_mean_average_precisions_no_error_is_made_up(trained, tmp_path):
+    _, boxes = trained
+    lines = [line.split() for line in table.table_text(boxes).splitlines()]
+    assert lines[1][:4] == ["*", "d", "41.0", "82.0"]
+    assert [s.partition(":")[0] for s in table.sentences(boxes)] == [
+        "Most accurate by mAP", "Nothing here is both faster and more accurate than these (*)",
+    ]  # fmt: skip
+    run = Run.create(tmp_path / "out")
+    write_page(run, {"data": "boxes.json", "device": "cpu", "precision": "32-true"}, [], boxes, [])
+    page = run.report_file.read_text()
+    for part in ("mean average precision on 40 pictures.", "detection s", "of the backbone alone", "Bars: the quartiles of the speed."):
+        assert part in page, part
+    assert (run.pictures / "accuracy_over_speed.png").is_file()
+
+
 def test_the_page_has_everything_and_opens_offline(rows, tmp_path):
     run = Run.create(tmp_path / "out")
     write_page(run, {"data": "photos", "device": "cpu", "precision": "32-true"}, ["a <note>"], rows, ["python -m child"])

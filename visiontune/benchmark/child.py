@@ -21,6 +21,7 @@ from visiontune import probe as probing
 from visiontune.benchmark import memory
 from visiontune.benchmark.cost import count
 from visiontune.benchmark.machine import PAUSE, Watch
+from visiontune.benchmark.recipes import prepare_boxes
 from visiontune.benchmark.steps import Steps
 from visiontune.benchmark.timing import Speed, Stopwatch, measure, measure_on, quartiles
 from visiontune.data.parallel import die_with
@@ -35,20 +36,25 @@ class Parts:
 
     Args:
         spec: `backbone`, `weights`, `data`, `val`, `image_size`, `overrides` as `probe` takes them; `device`, `precision`;
-            `seconds` and `windows` of a timing; `probes`, `shots`, `fresh`.
+            `seconds` and `windows` of a timing; `probes`, `shots`, `fresh`; of pictures with boxes where they are, as `boxes`.
         folder: where the parts that are done lie.
     """
 
     def __init__(self, spec: dict[str, Any], folder: Path) -> None:
         self.spec, self.folder, self.device = spec, folder, torch.device(spec["device"])
         self.idle = memory.resident()
-        self._found: probing.Frozen | None = None
+        self._found: probing.Frozen | build.Prepared | None = None
+        self._tables: build.Tables | None = None
 
     @property
-    def found(self) -> probing.Frozen:
+    def found(self) -> probing.Frozen | build.Prepared:
         if self._found is None:
-            keys = ("backbone", "weights", "data", "val", "image_size", "overrides")
-            self._found = probing.prepare(**{key: self.spec[key] for key in keys})
+            words = {key: self.spec[key] for key in ("backbone", "weights")}
+            if self.spec.get("boxes"):
+                self._found = prepare_boxes(self.spec, words, self._tables)
+                self._tables = self._found.tables  # annotations are read once
+            else:
+                self._found = probing.prepare(**words, **{key: self.spec[key] for key in ("data", "val", "image_size", "overrides")})
             print("\n".join(self._found.notes), flush=True)
         return self._found
 
@@ -90,9 +96,9 @@ class Parts:
     def accuracy(self) -> dict[str, Any]:
         """What the probes say of the embedding, in full precision."""
         spec, self._found = self.spec, None  # statistics may have changed
-        scores = probing.judge(
-            self.found, probes=spec["probes"], shots=spec["shots"], fresh=spec["fresh"], say=_say, device=str(self.device)
-        )
+        found = self.found
+        assert isinstance(found, probing.Frozen), "pictures with boxes have no such part"
+        scores = probing.judge(found, probes=spec["probes"], shots=spec["shots"], fresh=spec["fresh"], say=_say, device=str(self.device))
         return {"scores": [asdict(score) for score in scores]}
 
     def _compiled(self, part: str) -> dict[str, Any]:
@@ -141,7 +147,7 @@ class Parts:
         memory.forget_peak(self.device)
 
 
-# In their order. What a backbone is tuned to, by another part, would stand here as well.
+# In their order; behind them, as runs of their own, the trainings of `recipes.TRAININGS`.
 PARTS: dict[str, Callable[[Parts], dict[str, Any]]] = {
     "cost": Parts.cost, "inference": Parts.inference, "training": Parts.training,
     "compiled_inference": Parts.compiled_inference, "compiled_training": Parts.compiled_training, "accuracy": Parts.accuracy,

@@ -10,7 +10,7 @@ import torch
 
 from visiontune import build
 from visiontune import probe as probing
-from visiontune.benchmark import table
+from visiontune.benchmark import recipes, table
 from visiontune.benchmark.against import RESULTS, Table, against, read_table
 from visiontune.benchmark.child import PARTS
 from visiontune.benchmark.loop import Loop
@@ -23,9 +23,8 @@ from visiontune.predict.loading import devices
 from visiontune.run import Run
 
 SETTINGS = "benchmark.json"
-PROBES = ("knn", "linear")
 # Of the settings, those that another command into the same folder may change: what depends on them is measured again.
-MAY_CHANGE = ("probes", "shots", "seconds", "windows", "parts")
+MAY_CHANGE = ("probes", "shots", "epochs", "seconds", "windows", "parts")
 
 
 def benchmark(
@@ -34,8 +33,9 @@ def benchmark(
     names: Sequence[str],
     weights: str = "timm",
     val: str | float | None = None,
-    probes: Sequence[str] = PROBES,
+    probes: Sequence[str] | None = None,
     shots: Sequence[int] = (1, 5, 10),
+    epochs: int | None = None,
     image_size: int | list[int] | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -53,12 +53,13 @@ def benchmark(
     """A new benchmark, or the same command again, which goes on with what it left. Returns the exit status: 1 if a backbone failed.
 
     Args:
-        data: labelled pictures, as `probe` takes them.
+        data: labelled pictures, as `probe` takes them, or annotations of boxes, with `images=FOLDER` among `overrides`.
         names: timm's names and wildcards, run folders, exported folders and files.
         weights: of timm's names: `timm` (fetched) or `random`.
         val: pictures to score on, or a share to set aside; likewise.
-        probes: which of `probe`'s.
+        probes: which of `probe`'s, and `finetune`; of boxes `detect`. None: `knn` and `linear`, or `detect`.
         shots: labelled pictures of each class for the probe `few`.
+        epochs: of `finetune` and `detect`, for all alike; None: few, by the number of pictures.
         image_size: pixels of a side, or height and width, for all; None: as each one's weights were made.
         device: `auto` (the fastest), `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: of what is timed, as a recipe's `trainer.precision`; embeddings are always computed in fp32.
@@ -66,7 +67,7 @@ def benchmark(
         training: whether optimiser steps are timed.
         seconds: shortest window of a timing.
         windows: how many.
-        overrides: more `key=value` of a classify recipe.
+        overrides: more `key=value` of a classify recipe, or of a detect recipe.
         out: its folder; default: runs/benchmark.
         fresh: measure again what is there.
         compare_with: a results.csv, or the folder, of another benchmark.
@@ -76,7 +77,10 @@ def benchmark(
     Raises:
         UserError: in one sentence, before anything is measured.
     """
-    probing.check_probes(probes, shots, key="--probe")
+    boxes, overrides = recipes.split_boxes(data, val, overrides)
+    probes = recipes.chosen_probes(probes, data, boxes=bool(boxes))
+    frozen = [probe for probe in probes if probe in probing.PROBES]
+    probing.check_probes(frozen, shots)
     if not (seconds > 0 and windows > 0):
         raise UserError(f"--seconds: got {seconds:g} of {windows} windows; expected numbers above 0")
     old = read_table(compare_with, key="--against") if compare_with else None
@@ -86,13 +90,22 @@ def benchmark(
     chosen, why = build.auto_precision(place.type) if precision == "auto" else (precision, "as asked")
     candidates = find_candidates(names, weights)
     about: dict[str, Any] = {"data": _absolute(data), "val": _absolute(val), "image_size": image_size, "overrides": list(overrides)}
-    # what is wrong with the pictures is wrong for every backbone: found here, with a network that needs no file
-    _, pictures = probing.find_labelled("resnet18", **about | {"weights": "random"}, verb="benchmark")
-    assert pictures.val is not None, "find_labelled() sees to it"
-    settings = about | {"device": str(place), "precision": chosen, "seconds": seconds, "windows": windows}
+    about |= {"boxes": boxes} if boxes else {}
+    about["device"] = str(place)
+    recipe, pictures = recipes.find_pictures(about)
+    assert pictures.val is not None, "find_pictures() sees to it"
+    settings = about | {"precision": chosen, "seconds": seconds, "windows": windows}
+    trained, told = [part for part in recipes.TRAININGS if part in probes], []
+    if trained:
+        settings["epochs"], words = recipes.budget(recipe, len(pictures.train), epochs)
+        told.append(words)
+    elif epochs is not None:
+        raise UserError(
+            f"--epochs: got {epochs}, but nothing is trained; add {'detect' if boxes else 'finetune'} to --probe, or leave it out"
+        )
     parts = [p for p in PARTS if (training or not p.endswith("training")) and (compiled or not p.startswith("compiled"))]
-    settings |= {"probes": list(probes), "shots": list(shots), "parts": parts}
-    notes = [*pictures.notes, f"precision {chosen}: {why}", f"{place}: {', '.join(_machine_words(place))}"]
+    settings |= {"probes": frozen, "shots": list(shots), "parts": [*(p for p in parts if frozen or p != "accuracy"), *trained]}
+    notes = [*pictures.notes, *told, f"precision {chosen}: {why}", f"{place}: {', '.join(_machine_words(place))}"]
 
     run = Run(out or "runs/benchmark")
     candidates = _join(run, settings, candidates)
@@ -104,7 +117,8 @@ def benchmark(
     keep(run)
     run.say(f"benchmark folder: {run.folder}")
     run.say("\n".join(notes))
-    seen = {"train": pictures.train.fingerprint(), "val": pictures.val.fingerprint(), "classes": len(pictures.train.classes)}
+    tables = pictures.boxes or (pictures.train, pictures.val)
+    seen = {"train": tables[0].fingerprint(), "val": tables[1].fingerprint(), "classes": len(tables[0].classes), "pictures": len(tables[0])}
     loop = Loop(run, settings, seen, identity(place), fresh)
     status = loop.all(candidates)
     rows = loop.rows(candidates)

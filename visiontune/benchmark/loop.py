@@ -14,15 +14,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from visiontune.benchmark import table
-from visiontune.benchmark.child import CONSOLE, SPEC, read_result, write_result
+from visiontune.benchmark import recipes, table, training
+from visiontune.benchmark.child import CONSOLE, PARTS, SPEC, read_result, write_result
 from visiontune.benchmark.names import Candidate
 from visiontune.callbacks.progress import clock
-from visiontune.errors import counted
+from visiontune.errors import UserError, counted
 from visiontune.jobs import reason_of
+from visiontune.recipe import Judged
 from visiontune.run import Run
 
-STOPPED = 143  # what a run that SIGTERM ended returns
+STOPPED = training.STOPPED
 
 
 class Loop:
@@ -81,7 +82,10 @@ class Loop:
         network |= {"classes": self.pictures["classes"], "timm": self.machine.get("timm")}  # which weights a name means is timm's to say
         timed = network | {k: s[k] for k in ("precision", "seconds", "windows")} | {"machine": self.machine}
         judged = network | {k: s[k] for k in ("data", "val", "probes", "shots")} | {"pictures": self.pictures}
-        return json.loads(json.dumps({"cost": network, **dict.fromkeys(table.SPEEDS, timed), "accuracy": judged}))
+        asked = {"cost": network, **dict.fromkeys(table.SPEEDS, timed), "accuracy": judged}
+        # where it is trained is in `device`, which decides on the recipe's defaults; a score is no speed, and holds on another machine
+        trained = network | {k: s[k] for k in ("data", "val", "boxes", "device", "epochs") if k in s} | {"pictures": self.pictures}
+        return json.loads(json.dumps(asked | dict.fromkeys(recipes.TRAININGS, trained)))
 
     def _missing(self, candidate: Candidate) -> list[str]:
         """The parts that are not there yet, or failed before."""
@@ -107,6 +111,7 @@ class Loop:
         folder.mkdir(parents=True, exist_ok=True)
         write_result(folder, {k: v for k, v in read_result(folder).items() if k not in left})
         asked = self.asked(candidate)
+        trained, left = [p for p in left if p not in PARTS], [p for p in left if p in PARTS]
         while left and not self.stopped:
             spec = self.settings | candidate.words | {"parts": left, "asked": asked, "fresh": self.fresh, "candidate": asdict(candidate)}
             (folder / SPEC).write_text(json.dumps(spec, indent=1) + "\n")
@@ -117,9 +122,35 @@ class Loop:
                 write_result(folder, there | {left[0]: {"failed": _ended(folder, status), "asked": asked[left[0]]}})
                 left = left[1:]
             if "failed" in read_result(folder).get("cost", {}):  # there is no network to measure
+                trained = []
                 break
+        for part in trained:
+            if not self.stopped:
+                self._train(candidate, part, asked[part])
         self.results[candidate.name] = read_result(folder)
         return True
+
+    def _train(self, candidate: Candidate, part: str, asked: dict[str, Any]) -> None:
+        """One training; what it ended with stands beside the other parts, unless it was told to stop."""
+        folder = self._folder(candidate)
+        try:
+            recipe: Judged
+            if part == "detect":
+                recipe = recipes.detect_recipe(self.settings, candidate.words)
+            else:
+                recipe = recipes.finetune_recipe(self.settings, candidate.words, self.pictures["pictures"])
+            self.commands.append(training.command_of(folder, part))
+            outcome = training.train(self.run, folder, part, recipe, asked, fresh=self.fresh)
+            self.stopped |= outcome.status == STOPPED
+            if self.stopped and outcome.status:
+                return
+            if outcome.status:
+                entry: dict[str, Any] = {"failed": _ended(folder / part, outcome.status)}
+            else:
+                entry = training.entry_of(part, recipe, outcome.result)
+        except UserError as error:
+            entry = {"failed": str(error)}
+        write_result(folder, read_result(folder) | {part: entry | {"asked": asked}})
 
     def _run_child(self, folder: Path) -> int:
         command = [sys.executable, "-m", "visiontune.benchmark.child", str(folder / SPEC)]

@@ -15,16 +15,21 @@ CAPTION = (
     "MiB: the most that was held; on a CPU by the whole process, torch in it. * nothing is both faster and more accurate. results.csv has "
     "more columns."
 )
-PLOT = (
-    "Ringed and named: nothing else here is both faster and more accurate. Bars: one standard error of the accuracy, and the quartiles of "
-    "the speed."
+TRAINED = (
+    " Fine-tuning and detection: the same number of pictures seen by all, judged once after the last of them; seconds are of the machine "
+    "that trained, validation included."
 )
+BOXES = " Speeds, memory and counts are of the backbone alone, without a head, on pictures of the size in which boxes are looked for."
+PLOT = "Ringed and named: nothing else here is both faster and more accurate. Bars: {}the quartiles of the speed."
+ERRORS = "one standard error of the accuracy, and "
 
 
 def write_page(run: Run, settings: dict[str, Any], notes: Sequence[str], rows: Sequence[dict[str, Any]], commands: Sequence[str]) -> None:
     """`accuracy_over_speed.png` and `report.html`."""
     metric, ranked, best = table.ranking(rows)
     columns = table.shown(rows)
+    maps, trained = metric in table.MAPS, any(key.endswith("_seconds") for _, key, _ in columns)
+    what = "mean average precision on" if maps else "accuracies counted on"
     cells = [
         [_text("*" if row["name"] in best else "", 0 if row["name"] in best else 1), _text(row["name"]), _text(row["weights"])]
         + [_number(row, key, form) for _, key, form in columns]
@@ -34,16 +39,16 @@ def write_page(run: Run, settings: dict[str, Any], notes: Sequence[str], rows: S
     dots = [
         Dot(
             row["name"], row["images_per_second"], row["images_per_second_q1"], row["images_per_second_q3"], 100 * row[metric],
-            100 * (row[metric] * (1 - row[metric]) / row["val_pictures"]) ** 0.5, row["name"] in best,
+            100 * (table.error_of(row, metric) or 0.0), row["name"] in best,
         )
         for row in ranked
         if metric and metric in row and "images_per_second" in row
     ]  # fmt: skip
     plot = run.pictures / "accuracy_over_speed.png"
     if dots:
-        accuracy_over_speed(dots, plot, label=f"{table.told(metric)}, top-1 accuracy in %")
+        accuracy_over_speed(dots, plot, label=f"{table.told(metric)}{'' if maps else ', top-1 accuracy'} in %")
     seed = next((row["seed"] for row in rows if "seed" in row), 0)
-    judged = next((f", accuracies counted on {counted(row['val_pictures'], 'picture', ',')}" for row in rows if "val_pictures" in row), "")
+    judged = next((f", {what} {counted(row['val_pictures'], 'picture', ',')}" for row in rows if row.get("val_pictures")), "")
     write_benchmark(
         run.report_file,
         lead=f"{counted(len(rows), 'backbone')} on {settings['data']}, timed on {settings['device']} in {settings['precision']}{judged}.",
@@ -53,9 +58,9 @@ def write_page(run: Run, settings: dict[str, Any], notes: Sequence[str], rows: S
         columns=["", "name", "weights", *(header for header, _, _ in columns)],
         texts=3,
         rows=cells,
-        caption=CAPTION,
+        caption=CAPTION + TRAINED * trained + BOXES * maps,
         plot=plot if dots else None,
-        plot_caption=PLOT,
+        plot_caption=PLOT.format("" if maps else ERRORS),
         settings=[(key, str(value)) for key, value in settings.items()] + [("seed", f"{seed}, of random weights and pictures set aside")],
         notes=notes,
         commands=commands,

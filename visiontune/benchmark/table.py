@@ -7,13 +7,16 @@ from typing import Any
 
 from visiontune.benchmark.names import Candidate
 from visiontune.benchmark.pareto import front
+from visiontune.benchmark.recipes import TRAININGS
 from visiontune.errors import counted
 from visiontune.report.measured import text_table
 
 FINISHED, FAILED, WAITING = "finished", "failed", "waiting"
-# By which of a row's accuracies it is ranked and drawn: the first that all finished rows have.
-RANKED = ("probe_top1", "knn_top1")
-NAMES = {"probe_top1": "linear probe", "knn_top1": "k-NN"}
+# By which of a row's scores it is ranked and drawn: the first that some row has. What a network does when it is tuned is what most are
+# tuned for, and cost most to know.
+RANKED = ("finetune_top1", "probe_top1", "knn_top1", "detect_map", "detect_map50")
+NAMES = {"probe_top1": "linear probe", "knn_top1": "k-NN", "finetune_top1": "fine-tuning", "detect_map": "mAP", "detect_map50": "mAP50"}
+MAPS = ("detect_map", "detect_map50")
 # The parts that are timed, and what their columns begin with.
 SPEEDS = {"inference": "", "training": "train_", "compiled_inference": "compiled_", "compiled_training": "compiled_train_"}
 # Columns of where, with what and when; two tables that differ in them are of two machines, versions or settings.
@@ -30,6 +33,16 @@ def key_of(score: dict[str, Any]) -> str:
 def told(metric: str) -> str:
     """A column's name for people."""
     return NAMES.get(metric) or f"{counted(int(metric.removeprefix('few').removesuffix('_top1')), 'label')} a class"
+
+
+def is_score(column: str) -> bool:
+    """Shares in [0, 1], which people read as %."""
+    return column.endswith("_top1") or column in MAPS
+
+
+def error_of(row: dict[str, Any], metric: str) -> float | None:
+    """One standard error of an accuracy that was counted on so many pictures; of a mean average precision none is known."""
+    return None if metric in MAPS else (row[metric] * (1 - row[metric]) / int(row["val_pictures"])) ** 0.5
 
 
 def row_of(candidate: Candidate, result: dict[str, Any] | None, wanted: Sequence[str]) -> dict[str, Any]:
@@ -59,6 +72,10 @@ def row_of(candidate: Candidate, result: dict[str, Any] | None, wanted: Sequence
     if accuracy := done.get("accuracy"):
         row |= {key_of(s): round(s["top1"], 6) for s in accuracy["scores"]}
         row["val_pictures"] = accuracy["scores"][0]["val_pictures"] if accuracy["scores"] else ""
+    for part in TRAININGS:
+        if tuned := done.get(part):
+            row |= {k: v for k, v in tuned.items() if k.startswith(part)}
+            row.setdefault("val_pictures", tuned["val_pictures"])
     for part, prefix in SPEEDS.items():
         if speed := done.get(part):
             row |= {f"{prefix}images_per_second": speed["images_per_second"]}
@@ -92,8 +109,8 @@ def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def metrics(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The accuracies that some row has, the linear probe first."""
-    found = dict.fromkeys(k for row in rows for k in row if k.endswith("_top1"))
+    """The scores that some row has, in the order of `RANKED`."""
+    found = dict.fromkeys(k for row in rows for k in row if is_score(k))
     return [*(k for k in RANKED if k in found), *(k for k in found if k not in RANKED)]
 
 
@@ -116,6 +133,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("compiled training/s", "compiled_train_images_per_second", "{:,.4g}"),
     ("training gain", "compiled_train_gain", "{:.2f} x"),
     ("ms for one", "latency_ms", "{:,.3g}"),
+    ("fine-tuning s", "finetune_seconds", "{:,.0f}"),
+    ("detection s", "detect_seconds", "{:,.0f}"),
     ("M parameters", "parameters", "{:,.2f}"),
     ("GMACs", "gmacs", "{:,.3g}"),
     ("MiB", "peak_memory_bytes", "{:,.0f}"),
@@ -130,7 +149,7 @@ def cell(row: dict[str, Any], key: str, form: str) -> str:
     value = row.get(key, "")
     if value == "":
         return ""
-    return form.format(value / SCALE[key] if key in SCALE else 100 * value if key.endswith("_top1") else value)
+    return form.format(value / SCALE[key] if key in SCALE else 100 * value if is_score(key) else value)
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -156,7 +175,7 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What to take: the most accurate, the fastest that cannot be told apart from it, and the front.
 
     Two accuracies are not told apart where they differ by less than two standard errors of the difference of two shares that were
-    counted on the same number of pictures, taken as independent, which is on the wide side.
+    counted on the same number of pictures, taken as independent, which is on the wide side. Of mean average precisions nothing is said.
     """
     metric, ranked, best = ranking(rows)
     scored = [row for row in ranked if metric and metric in row and "images_per_second" in row]
@@ -165,13 +184,13 @@ def sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
     top, n = scored[0], int(scored[0]["val_pictures"])
 
     def apart(row: dict[str, Any]) -> bool:
-        error = sum(row[metric] * (1 - row[metric]) / n for row in (top, row)) ** 0.5
-        return top[metric] - row[metric] > 2 * error
+        errors = [error_of(r, metric) for r in (top, row)]
+        return top[metric] - row[metric] > 2 * sum((error or 0.0) ** 2 for error in errors) ** 0.5
 
     said = [f"Most accurate by {told(metric)}: {_of(top, metric)}."]
     alike = [row for row in scored if not apart(row)]
     fastest = max(alike, key=lambda row: row["images_per_second"])
-    if fastest is not top:
+    if fastest is not top and metric not in MAPS:
         times = fastest["images_per_second"] / top["images_per_second"]
         said.append(
             f"The fastest whose accuracy is not told apart from that on {counted(n, 'picture', ',')} (two standard errors): "

@@ -196,7 +196,8 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: 
         recipe.optim.lr = 1e-3
         notes.append(f"learning rate 0.001: {counted(steps, 'step', ',')} are few, below {SHORT:,} (ours; benchmarks/detect_bccd.csv)")
     # A transformer forgets what it knows under the learning rate of a new head.
-    if not fresh and not matched and steps < SHORT and "backbone_lr_factor" not in head.model_fields_set and not attends(recipe):
+    learns = not fresh and not head.freeze_backbone
+    if learns and not matched and steps < SHORT and "backbone_lr_factor" not in head.model_fields_set and not attends(recipe):
         head.backbone_lr_factor = 1.0
         notes.append("learning rate of the backbone as of the head: a convnet, and few steps (ours; benchmarks/detect_bccd.csv)")
     averaged = recipe.trainer.precision not in ("bf16-true", "16-true") and "fsdp" not in recipe.trainer.strategy

@@ -86,13 +86,16 @@ def compare(argv: list[str]) -> int:
 def benchmark(argv: list[str]) -> int:
     """many backbones on your pictures and your machine: accuracy, speed, memory and cost in one table"""
     parser = parser_of("benchmark", benchmark)
-    parser.add_argument("data", nargs="?", metavar="DATA", help="labelled pictures, as data.train of a classify recipe; "
+    parser.add_argument("data", nargs="?", metavar="DATA", help="labelled pictures, as data.train of a classify recipe; or, with "
+                        "images=FOLDER, annotations of boxes: COCO's .json, a folder of Pascal VOC's .xml or of YOLO's .txt; "
                         "with --against and without --backbones: a finished benchmark's folder or results.csv")  # fmt: skip
     parser.add_argument("--backbones", nargs="+", action="extend", default=[], metavar="NAME",
                         help="timm names, wildcards ('vit_tiny*'), run folders, exported folders and .safetensors files")  # fmt: skip
     parser.add_argument("--weights", default="timm", metavar="WEIGHTS", help="of timm names: timm (default, fetched) or random")
     parser.add_argument("--val", metavar="DATA|SHARE", help="pictures to score on, or a share to set aside (default: 0.2 of a folder)")
-    parser.add_argument("--probe", nargs="+", default=["knn", "linear"], metavar="PROBE", help="of: knn linear few (default: knn linear)")
+    parser.add_argument("--probe", nargs="+", metavar="PROBE",
+                        help="of: knn linear few finetune (default: knn linear); of boxes: detect")  # fmt: skip
+    parser.add_argument("--epochs", type=int, metavar="N", help="of finetune and detect, alike for all backbones (default: few)")
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 5, 10], metavar="K", help="labels a class of `few` (default: 1 5 10)")
     parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures, for all (default: as each one's weights were made)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
@@ -129,7 +132,8 @@ def benchmark(argv: list[str]) -> int:
     return run(
         args.data, names=args.backbones, weights=args.weights, val=_path_or_share(args.val), probes=args.probe, shots=args.shots,
         image_size=args.at, device=args.device, precision=args.precision, compiled=args.compile, training=not args.no_training,
-        seconds=args.seconds, overrides=overrides, out=args.out, fresh=args.fresh, compare_with=args.against, dry_run=args.dry_run,
+        epochs=args.epochs, seconds=args.seconds, overrides=overrides, out=args.out, fresh=args.fresh, compare_with=args.against,
+        dry_run=args.dry_run,
     )  # fmt: skip
 
 
