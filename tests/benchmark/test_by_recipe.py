@@ -9,8 +9,10 @@ import yaml
 
 from tests.benchmark.test_benchmark import rows, small
 from tests.conftest import run_command
-from visiontune import fit, probe
+from tests.data.detection.sets import write_set
+from visiontune import fit
 from visiontune.__main__ import main
+from visiontune.benchmark import recipes
 from visiontune.benchmark.by_recipe import arguments
 from visiontune.recipe import benchmark as room
 from visiontune.recipe import parse_recipe
@@ -19,7 +21,8 @@ from visiontune.recipe import parse_recipe
 KEYS = {
     "--backbones": "backbones", "--weights": "weights", "--val": "data.val", "--probe": "probe", "--shots": "shots",
     "--at": "data.image_size", "--device": "device", "--precision": "precision", "--compile": "compile", "--no-training": "training",
-    "--seconds": "seconds", "--against": "against", "--fresh": "fresh", "--out": None, "--dry-run": None, "--help": None,
+    "--epochs": "epochs", "--seconds": "seconds", "--against": "against", "--fresh": "fresh",
+    "--out": None, "--dry-run": None, "--help": None,
 }  # fmt: skip
 
 
@@ -40,7 +43,7 @@ def test_every_option_of_the_verb_is_a_key_and_every_key_an_option():
     assert options == set(KEYS)
     fields = set(room.BenchmarkRecipe.model_fields) - {"task", "data", "seed"}
     assert fields == {key for key in KEYS.values() if key and "." not in key}
-    assert typing.get_args(room.Probe) == probe.PROBES
+    assert typing.get_args(room.Probe) == (*recipes.OF_LABELS, *recipes.OF_BOXES)
 
 
 def test_a_recipe_does_what_the_verb_does_and_either_goes_on_with_the_other(tmp_path, pictures, networks, recipe, functions, capsys):
@@ -83,6 +86,22 @@ def test_keys_of_the_pictures_and_the_seed_reach_the_probe_as_its_own_settings()
     assert (same.data.channels, same.data.columns.label, same.seed) == (4, ["a", "b"], 3)
 
 
+def test_boxes_are_given_as_in_a_recipe_that_detects(tmp_path, functions, capsys):
+    train, val = (write_set(tmp_path / part) for part in ("train", "val"))
+    data = {"train": train.coco, "val": val.coco}
+    raw = {"task": "benchmark", "backbones": "resnet10t", "weights": "random", "data": data, "epochs": 2, "device": "cpu"}
+    found = arguments(parse_recipe(raw).benchmark)
+    assert (found["data"], found["val"], found["epochs"]) == (train.coco["boxes"], val.coco["boxes"], 2)
+    assert found["overrides"] == [f"images={train.coco['images']}", f"val.images={val.coco['images']}"]
+    file = tmp_path / "boxes.yaml"
+    file.write_text(yaml.safe_dump(raw))
+    assert fit.main([str(file), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "detect: fcos on each frozen backbone, by a recipe's defaults, 2 epochs of" in capsys.readouterr().out
+    file.write_text(yaml.safe_dump(raw | {"data": {"train": train.coco | {"images": "nowhere"}}}))
+    assert fit.main([str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "data.train.images: no folder" in capsys.readouterr().err
+
+
 def test_a_dry_run_and_check_tell_what_is_wrong_and_write_nothing(tmp_path, recipe, functions, capsys):
     out = tmp_path / "out"
     assert fit.main([str(recipe), "--out", str(out), "--dry-run"]) == 0
@@ -111,7 +130,7 @@ def test_mistakes_come_together_with_line_and_what_is_near(tmp_path, pictures, f
         "a.yaml:2: backbone: unknown key; did you mean 'backbones'?",
         "a.yaml:4: data.train: no folder ",
         "a.yaml:5: data.batch_size: unknown key",
-        "a.yaml:6: probe.0: got 'kn'; expected one of knn, linear, few; did you mean 'knn'?",
+        "a.yaml:6: probe.0: got 'kn'; expected one of knn, linear, few, finetune, detect; did you mean 'knn'?",
         "a.yaml:7: weights: got 'imagenet'; expected 'timm' or 'random'",
         "a.yaml:8: image_size: unknown key; it belongs at data.image_size",
         "a.yaml:9: shots.0: got 0; expected a number above 0",

@@ -9,6 +9,7 @@ from visiontune.benchmark.command import SETTINGS, benchmark
 from visiontune.benchmark.names import find_candidates
 from visiontune.errors import UserError, counted
 from visiontune.recipe import BenchmarkRecipe
+from visiontune.recipe.detection import BoxSource
 from visiontune.recipe.yaml_lines import dump_yaml
 from visiontune.run import Run
 
@@ -37,8 +38,14 @@ def arguments(recipe: BenchmarkRecipe) -> dict[str, Any]:
     overrides = [f"data.{key}={json.dumps(value)}" for key, value in given.items() if key not in OPTIONS]
     if recipe.seed:
         overrides.append(f"seed={recipe.seed}")
-    return {
-        "data": recipe.data.train, "names": recipe.backbones, "weights": recipe.weights, "val": recipe.data.val, "probes": recipe.probe,
+    places: dict[str, Any] = {}
+    for key, source in (("data", recipe.data.train), ("val", recipe.data.val)):
+        places[key] = source
+        if isinstance(source, BoxSource):
+            places[key] = source.boxes
+            overrides += [f"{'val.' * (key == 'val')}{word}={path}" for word, path in source if path and word != "boxes"]
+    return places | {
+        "names": recipe.backbones, "weights": recipe.weights, "probes": recipe.probe or None, "epochs": recipe.epochs,
         "shots": recipe.shots, "image_size": list(size) if isinstance(size, tuple) else size, "device": recipe.device,
         "precision": recipe.precision, "compiled": recipe.compile, "training": recipe.training, "seconds": recipe.seconds,
         "overrides": overrides, "fresh": recipe.fresh, "compare_with": recipe.against,
@@ -78,7 +85,8 @@ def _absolute(recipe: BenchmarkRecipe) -> dict[str, Any]:
     """The keys that were given; paths mean the same from any folder, and nothing is measured twice for having been once."""
     found = recipe.model_dump(mode="json", exclude_unset=True, exclude={"fresh"})
     found["backbones"] = [str(Path(name).absolute()) if Path(name).exists() else name for name in found["backbones"]]
-    for section, key in ((found["data"], "train"), (found["data"], "val"), (found["data"], "root"), (found, "against")):
+    boxes = [(source, key) for source in found["data"].values() if isinstance(source, dict) for key in ("images", "boxes", "split")]
+    for section, key in ((found["data"], "train"), (found["data"], "val"), (found["data"], "root"), (found, "against"), *boxes):
         value = section.get(key)
         if isinstance(value, str) and not value.startswith("sample:"):
             section[key] = str(Path(value).absolute())

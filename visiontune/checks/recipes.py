@@ -131,9 +131,9 @@ def check_backbone(raw: dict[str, Any]) -> Found:
 
 
 def check_boxes(raw: dict[str, Any]) -> Found:
-    """Of a recipe that detects: folders of pictures that are not there, annotations that are none."""
+    """Of a recipe that has boxes: folders of pictures that are not there, annotations that are none."""
     data = raw.get("data")
-    if raw.get("task") != "detect" or not isinstance(data, dict):
+    if raw.get("task") not in ("detect", "benchmark") or not isinstance(data, dict):
         return []
     found: Found = []
     for part in ("train", "val"):
