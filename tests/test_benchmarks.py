@@ -2,12 +2,17 @@
 
 import argparse
 import ast
+import importlib
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
+from visiontune.checks import CHECKS
+from visiontune.recipe import load_recipe
 
 HERE = ROOT / "benchmarks"
 sys.path.insert(0, str(HERE))
@@ -76,6 +81,40 @@ def test_a_script_without_its_data_is_skipped_in_one_sentence(tmp_path):
     wrong = run_script("cifar_pretraining", str(tmp_path), "--csv", str(tmp_path / "x.csv"))
     assert wrong.returncode == 1
     assert wrong.stderr == f"CIFAR10: got {tmp_path}, which has no folder train; expected train/CLASS/* and test/CLASS/*\n"
+
+
+class Outcome(dict):
+    """A run's result whatever is asked of it."""
+
+    def __missing__(self, key):
+        return {stage: Outcome() for stage in ("pretrain", "finetune", "scratch")} if key == "stages" else [] if key == "warnings" else 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("cifar_pretraining", 1), ("detect_bccd", 2), ("imagenet_weights", 3), ("joint_cifar", 2), ("masked_cifar", 1), ("quickstart", 1),
+        ("tune_budget", 2), ("tune_defaults", 2),
+    ],
+)  # fmt: skip
+def test_a_quick_mode_asks_for_recipes_that_are_sound_on_data_that_is_there(name, runs, tmp_path, monkeypatch):
+    script, asked = importlib.import_module(name), []
+
+    def fit(recipe, folder, *settings):
+        asked.append(load_recipe(recipe, settings, checks=CHECKS))
+        (Path(folder) / "run").mkdir(parents=True)
+        return Outcome()
+
+    monkeypatch.setattr(script, "fit", fit)
+    monkeypatch.setattr(script, "rename", shutil.copy, raising=False)
+    monkeypatch.setattr(script, "logistic_regression", lambda *places: 0.5, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which some of them set
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--csv", str(tmp_path / "x.csv")])
+    script.main()
+    assert len(asked) == runs
+    for recipe in (recipe for loaded in asked for recipe in loaded.stages.values()):
+        assert recipe.epochs == 1
+    assert len(common.read_rows(tmp_path / "x.csv")) >= 1
 
 
 # ---------------------------------------------------------------- all of them
