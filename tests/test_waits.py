@@ -78,9 +78,10 @@ def detector(head: str) -> Detector:
 MATCHING = {"fcos": 18, "retinanet": 13, "faster_rcnn": 29, "dfine": 4, "deimv2": 4, "rtdetrv2": 4}
 
 
-@pytest.mark.parametrize(
-    "head", ["fcos", "retinanet", "faster_rcnn", *(["dfine", "deimv2", "rtdetrv2"] if find_spec("transformers") else [])]
-)
+HEADS = ["fcos", "retinanet", "faster_rcnn", *(["dfine", "deimv2", "rtdetrv2"] if find_spec("transformers") else [])]
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_a_detector_waits_for_its_matching_alone(tmp_path, head):
     boxes = [Boxes(torch.tensor([[4.0, 6, 40, 30], [20, 20, 60, 60]]), torch.tensor([0, 1])), Boxes.none()]
     images = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
