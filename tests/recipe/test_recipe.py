@@ -184,7 +184,8 @@ def test_the_json_schema_knows_what_a_benchmark_takes():
     validator = jsonschema.Draft202012Validator(json.loads(json.dumps(json_schema())))
     for more, right in (
         ({}, True), ({"backbones": "resnet18", "probe": "knn"}, True), ({"backbones": []}, False), ({"backbones": 3}, False),
-        ({"probe": ["kn"]}, False), ({"probe": "kn"}, False), ({"weights": "imagenet"}, False), ({"epochs": 3}, True), ({"epoch": 3}, False),
+        ({"probe": ["kn"]}, False), ({"probe": "kn"}, False), ({"weights": "imagenet"}, False),
+            ({"epochs": 3}, True), ({"epoch": 3}, False),
     ):  # fmt: skip
         assert validator.is_valid(MEASURED | more) == right, more
         if right:
