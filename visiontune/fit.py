@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; go on with `python -m visiontune.fit --resume RUN`", file=sys.stderr)
+        print("interrupted; go on with `python -m visiontune.fit --resume RUN`, with a benchmark by the same command", file=sys.stderr)
         return 130
 
 

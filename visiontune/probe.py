@@ -136,6 +136,7 @@ def prepare(
         UserError: in one sentence.
     """
     recipe, tables = find_labelled(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides)
+    recipe.tune, recipe.compile, recipe.head.ema = "head", False, None  # whatever is said of a training: the network is judged as it is
     recipe, _ = build.derive(recipe, tables, 1)  # its notes are of a training that will not be
     module, notes = build.make_module(recipe, tables)
     made = f"{recipe.backbone.name}, embedding of {module.face.width}, pictures of {'x'.join(map(str, build.picture_size(recipe)))}"

@@ -49,7 +49,7 @@ def compiler(monkeypatch):
         compiler.made.append(training)
         return graph.forward
 
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: plain(self, **more, backend=backend))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **more: plain(self, **more | {"backend": backend}))
     return compiler
 
 

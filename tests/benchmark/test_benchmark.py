@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
 
 import pytest
@@ -155,6 +157,28 @@ def test_a_dry_run_lists_what_would_be_measured_and_writes_nothing(tmp_path, pic
     assert f"dry run: without it 1 backbone would be measured in {out}" in said
     assert not out.exists()
     assert functions == []
+
+
+def test_what_is_there_keeps_its_name_and_weights_that_changed_are_measured_again(tmp_path, pictures, networks, functions, capsys):
+    one, other, out = tmp_path / "a" / "net", tmp_path / "b" / "net", tmp_path / "out"
+    for copy in (one, other):
+        shutil.copytree(networks / "one", copy)
+    more = ["--no-training", "--probe", "knn"]
+    assert main(small(pictures, out, one, more=more)) == 0
+    assert main(small(pictures, out, one, other, more=more)) == 0
+    assert functions[0] == "net"
+    assert functions.count("net") == 1
+    assert len(functions) == 2
+    os.utime(one / "model.safetensors", (1, 1))
+    capsys.readouterr()
+    assert main(small(pictures, out, other, more=[*more, "--dry-run"])) == 0
+    said = capsys.readouterr().out
+    assert "  net: to measure\n" in said
+    assert ": measured before\n" in said
+    assert "dry run: without it 1 backbone would be measured" in said
+    assert main(small(pictures, out, other, more=more)) == 0
+    assert functions.count("net") == 2
+    assert len(functions) == 3
 
 
 def loop_of(tmp_path, monkeypatch, act, *, fresh=False):

@@ -100,6 +100,13 @@ def test_boxes_are_given_as_in_a_recipe_that_detects(tmp_path, functions, capsys
     file.write_text(yaml.safe_dump(raw | {"data": {"train": train.coco | {"images": "nowhere"}}}))
     assert fit.main([str(file), "--out", str(tmp_path / "out")]) == 2
     assert "data.train.images: no folder" in capsys.readouterr().err
+    for more, message in (
+        ({"probe": "knn"}, "got knn, which want a label"),
+        ({"probe": "detect", "backbones": "resnet19"}, "nothing is left"),
+    ):
+        file.write_text(yaml.safe_dump(raw | more | {"epochs": None}))
+        assert main(["check", str(file)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_and_check_tell_what_is_wrong_and_write_nothing(tmp_path, recipe, functions, capsys):

@@ -127,3 +127,11 @@ def test_accuracies_of_a_newer_version_are_left_alone():
     assert [c.what for c in compare({"a": row(new_top1="0.5")}, {"a": row(new_top1="0.1", few5_top1="")}).changes] == [
         "inference, pictures/s", "one picture, ms", "inference, MiB", "linear probe, %",
     ]  # fmt: skip
+
+
+def test_a_mean_average_precision_has_no_noise_that_is_known_and_trainings_of_other_lengths_are_not_compared():
+    found = compare({"a": row(detect_map="0.4", detect_images_seen="800")}, {"a": row(detect_map="0.1", detect_images_seen="800")})
+    assert "mAP, %: of one training, whose noise is not known: a" in found.apart
+    tuned = [row(finetune_top1=score, finetune_images_seen=seen) for score, seen in (("0.9", "800"), ("0.5", "80"), ("0.5", "800"))]
+    assert "fine-tuning, %: trained on another number of pictures: a" in compare({"a": tuned[0]}, {"a": tuned[1]}).apart
+    assert change_of("fine-tuning, %", tuned[0], tuned[2]).verdict == WORSE

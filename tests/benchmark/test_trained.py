@@ -43,7 +43,7 @@ class Ended:
 
 
 SPEED = {"images_per_second": 5.0, "low": 4.0, "high": 6.0, "batch_size": 8, "channels_last": False, "warnings": [], "latency_ms": 3.0}
-SPEED |= {"peak_memory_bytes": 2**28, "idle_memory_bytes": 2**27}
+SPEED |= {"latency_ms_low": 2.9, "latency_ms_high": 3.1, "peak_memory_bytes": 2**28, "idle_memory_bytes": 2**27}
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_with_boxes_the_backbone_alone_is_counted_and_timed(annotated, networks,
     train, val = (made.coco for made in annotated)
     boxes = {"images": train["images"], "val_images": val["images"]}
     spec = {"data": train["boxes"], "val": val["boxes"], "boxes": boxes, "image_size": 64, "overrides": [], "device": "cpu", "epochs": 1}
-    parts = child.Parts(spec | {"backbone": str(networks / "one"), "weights": None})
+    parts = child.Parts(spec | {"backbone": str(networks / "one"), "weights": None}, tmp_path)
     cost = parts.cost()
     backbone = parts.found.module.backbone
     assert (cost["image_size"], cost["parameters"]) == ([64, 64], sum(p.numel() for p in backbone.parameters()))
@@ -257,6 +257,9 @@ def test_the_budget_is_the_recipes_own_of_few_pictures_and_many():
     recipe = parse_recipe({"task": "classify", "backbone": {"name": "resnet18"}, "data": {"train": "t", "val": "v"}}).single
     assert [recipes.budget(recipe, n, None)[0] for n in (48, 3_000, 50_000)] == [200, 5, 4]
     assert recipes.budget(recipe, 3_000, 2)[0] == 2
+    assert recipes.budget(recipe, 3_000, 2)[1].startswith("finetune: all of each backbone, ")
+    tune = recipes.tune_of(["data.workers=0", "tune=last:2"])
+    assert recipes.budget(recipe, 3_000, 2, tune=tune)[1].startswith("finetune: last:2 of each backbone, ")
     with pytest.raises(UserError, match="--epochs: got -1"):
         recipes.budget(recipe, 3_000, -1)
     source = {"images": "i", "boxes": "b.json"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from visiontune.benchmark import table
 from visiontune.benchmark.noise import BETTER, ERRORS, FLOOR, SAME, WORSE, Change, Comparison, Row, compare, summary
 from visiontune.errors import UserError, near, readable, some
 from visiontune.report.against import put_against
@@ -14,7 +15,9 @@ from visiontune.report.measured import text_table
 
 RESULTS = "results.csv"
 FIRST = ("name", "backbone", "weights", "status", "reason")  # the columns that every row has
-NUMBERS = re.compile(r"\w*(images_per_second|latency_ms|peak_memory_bytes)(_q[13])?|\w+_top1|val_pictures")  # what is compared
+NUMBERS = re.compile(
+    r"\w*(images_per_second|latency_ms|peak_memory_bytes)(_q[13])?|\w+_top1|detect_map(50)?|val_pictures"
+)  # what is compared
 COLUMNS = ("backbone", "number", "before", "now", "change", "verdict")
 RULE = (
     f"Beyond noise: speeds and times where the quartiles of the windows do not overlap and the medians differ by more than {100 * FLOOR:g} "
@@ -76,7 +79,7 @@ def _check(line: Row, columns: int, where: str) -> None:
         raise UserError(f"{where}: got {got} cells; expected {columns}, as the first line has; the file is torn")
     for name, text in line.items():
         if text and NUMBERS.fullmatch(name):
-            share = name.endswith("_top1")
+            share = table.is_score(name)
             try:
                 right = 0 <= float(text) <= 1 if share else 0 <= float(text) < math.inf
             except ValueError:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from visiontune.benchmark import recipes
 from visiontune.benchmark.against import read_table
 from visiontune.benchmark.command import SETTINGS, benchmark
 from visiontune.benchmark.names import find_candidates
@@ -56,10 +57,15 @@ def check_recipe(recipe: BenchmarkRecipe, name: str) -> int:
     """Tell what is known against its backbones before they are measured; returns 1 if there is something.
 
     Raises:
-        UserError: if none of them can be measured, or there is no such table to compare with.
+        UserError: if none of them can be measured, they cannot be judged so, or there is no such table to compare with.
     """
     if recipe.against is not None:
         read_table(recipe.against, key="against")
+    asked = arguments(recipe)
+    boxes, _ = recipes.split_boxes(asked["data"], asked["val"], asked["overrides"])
+    probes = recipes.chosen_probes(asked["probes"], asked["data"], boxes=bool(boxes))
+    if recipe.epochs is not None and not set(probes) & set(recipes.TRAININGS):
+        raise UserError(f"epochs: got {recipe.epochs}, but nothing is trained; add finetune or detect to probe, or leave it out")
     candidates = find_candidates(recipe.backbones, recipe.weights)
     wrong = [f"  {c.name}: {c.problem}" for c in candidates if c.problem]
     all_of_them = counted(len(candidates), "backbone")

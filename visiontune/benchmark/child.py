@@ -4,6 +4,7 @@ Its memory is then its own, and whatever ends it (a crash, the system that is ou
 Each part is written into `result.json` beside the spec as soon as it is done, so that nothing measured is lost.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -112,8 +113,14 @@ class Parts:
         self._found = None  # the network of the parts before, and of those behind, is not compiled
         steps, watch = self._steps(compiled=True)
         self._found = None
-        with Watch(self.device, min(PAUSE, watch.seconds)) as machine:
-            speed, seconds = measure_on(getattr(steps, part), watch, eager["batch_size"], eager["channels_last"], self._forget)
+        machine = Watch(self.device, min(PAUSE, watch.seconds))
+        with contextlib.ExitStack() as stack:
+
+            def settled() -> None:
+                self._forget()
+                stack.enter_context(machine)  # not before: its compiler's processes are not others'
+
+            speed, seconds = measure_on(getattr(steps, part), watch, eager["batch_size"], eager["channels_last"], settled)
             held = memory.peak(self.device)
         return self._entry(speed, held, machine) | {"compile_seconds": seconds}
 

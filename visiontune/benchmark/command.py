@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from visiontune.benchmark.against import RESULTS, Table, against, read_table
 from visiontune.benchmark.child import PARTS
 from visiontune.benchmark.loop import Loop
 from visiontune.benchmark.machine import identity
-from visiontune.benchmark.names import Candidate, find_candidates, told_apart
+from visiontune.benchmark.names import Candidate, again, find_candidates, told_apart
 from visiontune.benchmark.page import write_page
 from visiontune.benchmark.steps import PRECISIONS
 from visiontune.errors import UserError, counted, near, some
@@ -97,7 +97,7 @@ def benchmark(
     settings = about | {"precision": chosen, "seconds": seconds, "windows": windows}
     trained, told = [part for part in recipes.TRAININGS if part in probes], []
     if trained:
-        settings["epochs"], words = recipes.budget(recipe, len(pictures.train), epochs)
+        settings["epochs"], words = recipes.budget(recipe, len(pictures.train), epochs, tune=recipes.tune_of(overrides))
         told.append(words)
     elif epochs is not None:
         raise UserError(
@@ -109,17 +109,18 @@ def benchmark(
 
     run = Run(out or "runs/benchmark")
     candidates = _join(run, settings, candidates)
+    tables = pictures.boxes or (pictures.train, pictures.val)
+    seen = {"train": tables[0].fingerprint(), "val": tables[1].fingerprint(), "classes": len(tables[0].classes), "pictures": len(tables[0])}
+    loop = Loop(run, settings, seen, identity(place), fresh)
     if dry_run:
-        print("\n".join([*notes, *(f"  {c.name}: {c.problem or 'to measure'}" for c in candidates)]))
-        print(f"dry run: without it {counted(sum(not c.problem for c in candidates), 'backbone')} would be measured in {run.folder}")
+        todo = [c for c in candidates if not c.problem and loop.missing(c)]
+        print("\n".join([*notes, *(f"  {c.name}: {c.problem or ('to measure' if c in todo else 'measured before')}" for c in candidates)]))
+        print(f"dry run: without it {counted(len(todo), 'backbone')} would be measured in {run.folder}")
         return int(any(c.problem for c in candidates))
     _keep(run, settings, candidates)
     keep(run)
     run.say(f"benchmark folder: {run.folder}")
     run.say("\n".join(notes))
-    tables = pictures.boxes or (pictures.train, pictures.val)
-    seen = {"train": tables[0].fingerprint(), "val": tables[1].fingerprint(), "classes": len(tables[0].classes), "pictures": len(tables[0])}
-    loop = Loop(run, settings, seen, identity(place), fresh)
     status = loop.all(candidates)
     rows = loop.rows(candidates)
     if status:
@@ -163,7 +164,9 @@ def _join(run: Run, settings: dict[str, Any], candidates: list[Candidate]) -> li
         raise UserError(f"--out: {run.folder} holds another benchmark ({told}); give another folder, rows of one table are alike in these")
     kept = [c for c in (Candidate(**c) for c in before["candidates"]) if not c.problem]
     new = {(c.backbone, c.weights): c for c in candidates}
-    return told_apart([*(new.pop((c.backbone, c.weights), c) for c in kept), *new.values()])
+    # under the names that they have, for these are their folders'; weights may be others than they were
+    kept = [replace(new.pop((c.backbone, c.weights), None) or again(c), name=c.name) for c in kept]
+    return told_apart([*kept, *new.values()])
 
 
 def _keep(run: Run, settings: dict[str, Any], candidates: list[Candidate]) -> None:

@@ -56,7 +56,7 @@ class Loop:
         before = signal.signal(signal.SIGTERM, self._stop)
         try:
             todo = [c for c in candidates if not c.problem]
-            self.results = {c.name: read_result(self._folder(c)) for c in todo if not self._missing(c)}
+            self.results = {c.name: read_result(self._folder(c)) for c in todo if not self.missing(c)}
             took: list[float] = []
             for i, candidate in enumerate(todo, 1):
                 began = time.monotonic()
@@ -66,7 +66,7 @@ class Loop:
                 took += [time.monotonic() - began] * measured
                 table.write_rows(self.run.folder / "results.csv", self.rows(candidates))
                 if measured:
-                    left = sum(1 for c in todo[i:] if self._missing(c))
+                    left = sum(1 for c in todo[i:] if self.missing(c))
                     about = f"; about {clock(left * sum(took) / len(took))} left for {counted(left, 'backbone')}" if left else ""
                     self.run.say(f"    {self._words(candidate)}, {clock(took[-1])}{about}")
             table.write_rows(self.run.folder / "results.csv", self.rows(candidates))
@@ -87,7 +87,7 @@ class Loop:
         trained = network | {k: s[k] for k in ("data", "val", "boxes", "device", "epochs") if k in s} | {"pictures": self.pictures}
         return json.loads(json.dumps(asked | dict.fromkeys(recipes.TRAININGS, trained)))
 
-    def _missing(self, candidate: Candidate) -> list[str]:
+    def missing(self, candidate: Candidate) -> list[str]:
         """The parts that are not there yet, or failed before."""
         if self.fresh:
             return list(self.parts)
@@ -103,7 +103,7 @@ class Loop:
         A part in whose midst the process ends has failed; those behind it are begun again in another process.
         """
         folder = self._folder(candidate)
-        left = self._missing(candidate)
+        left = self.missing(candidate)
         if not left:
             self.run.say(f"{title}: measured before")
             return False

@@ -93,6 +93,14 @@ def _of_path(path: Path, short: dict[str, str]) -> Candidate:
     return Candidate(name, str(path), "own", f"{stat.st_size} {stat.st_mtime_ns}")
 
 
+def again(candidate: Candidate) -> Candidate:
+    """One of an earlier command with the weights that it has now; as it was if they are gone."""
+    if candidate.weights != "own":
+        return candidate
+    found = _of_path(Path(candidate.backbone), {candidate.backbone: candidate.name})
+    return candidate if found.problem else found
+
+
 def _of_wildcard(word: str, weights: str) -> list[Candidate]:
     """Architectures; with a dot in it (`resnet50.*`) the several weights that timm has of each."""
     tagged = "." in word

@@ -158,6 +158,11 @@ def _add_score(changes: list[Change], name: str, column: Column, old: Row, new: 
     """Adds how an accuracy changed; returns why it cannot be told."""
     if old.get("pictures") and new.get("pictures") and old["pictures"] != new["pictures"]:
         return f"{column.what}: on other pictures"
+    seen = f"{column.key.partition('_')[0]}_images_seen"
+    if old.get(seen, "") != new.get(seen, ""):
+        return f"{column.what}: trained on another number of pictures"
+    if column.key in table.MAPS:
+        return f"{column.what}: of one training, whose noise is not known"
     counts = [int(float(row.get("val_pictures") or 0)) for row in (old, new)]
     if not all(counts):
         return f"{column.what}: of an unknown number of pictures"

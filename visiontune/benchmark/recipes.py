@@ -94,7 +94,12 @@ def find_pictures(about: dict[str, Any]) -> tuple[Judged, build.Tables]:
     return probing.find_labelled(**{key: about[key] for key in keys}, **words, verb="benchmark")
 
 
-def budget(recipe: Judged, pictures: int, epochs: int | None) -> tuple[int, str]:
+def tune_of(overrides: Sequence[str]) -> str:
+    """What of a backbone `finetune` trains, as a recipe's `tune`."""
+    return next((text.partition("=")[2] for text in overrides if text.startswith("tune=")), "full")
+
+
+def budget(recipe: Judged, pictures: int, epochs: int | None, *, tune: str = "full") -> tuple[int, str]:
     """Passes over the training pictures, the same for all, and in words what is done.
 
     By default as many as such a recipe would make from pretrained weights on a CPU: few, and of the classify recipe measured to bring
@@ -104,6 +109,7 @@ def budget(recipe: Judged, pictures: int, epochs: int | None) -> tuple[int, str]
         recipe: of `find_pictures`.
         pictures: to train on.
         epochs: what was asked for; None: the recipe's, else the default.
+        tune: `tune_of` what was asked for.
 
     Raises:
         UserError: if both say something.
@@ -118,7 +124,9 @@ def budget(recipe: Judged, pictures: int, epochs: int | None) -> tuple[int, str]
         epochs = min(MOST_DETECTING, max(FEWEST_DETECTING, round(SEEN_DETECTING["cpu"][False] / pictures)))
     elif epochs is None:
         epochs = epochs_for_labels(pictures, SEEN["cpu"]["the whole of pretrained weights"], FEWEST["cpu"])
-    what = f"detect: {recipe.head.name} on each frozen backbone" if boxes else "finetune: all of each backbone"
+    what = f"finetune: {'all' if tune == 'full' else tune} of each backbone"
+    if boxes:
+        what = f"detect: {recipe.head.name} on each frozen backbone"
     seen = counted(epochs * pictures, "picture", ",")
     return epochs, (
         f"{what}, by a recipe's defaults, {counted(epochs, 'epoch')} of {counted(pictures, 'picture', ',')}: about {seen} seen by each, "
@@ -177,9 +185,12 @@ def prepare_boxes(spec: dict[str, Any], words: dict[str, Any], tables: build.Tab
         UserError: in one sentence.
     """
     recipe = detect_recipe(spec, words)
+    recipe.compile, recipe.head.ema = False, None  # of the training: here nothing stands beside the backbone
     tables = tables or build.find_pictures(recipe)
     derived, _ = build.derive(recipe, tables, 1)  # its notes are of a training that is another part's
     module, notes = build.make_module(derived, tables)
+    for part in [name for name, _ in module.named_children() if name != "backbone"]:
+        delattr(module, part)
     made = f"{derived.backbone.name}, without a head, pictures of {'x'.join(map(str, build.picture_size(derived)))}"
     return build.Prepared(derived, tables, module.eval(), [*(n for n in notes if "to train" not in n), made])
 

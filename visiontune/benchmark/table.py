@@ -71,7 +71,8 @@ def row_of(candidate: Candidate, result: dict[str, Any] | None, wanted: Sequence
         row["image_size"] = "x".join(str(side) for side in dict.fromkeys(cost["image_size"]))
     if accuracy := done.get("accuracy"):
         row |= {key_of(s): round(s["top1"], 6) for s in accuracy["scores"]}
-        row["val_pictures"] = accuracy["scores"][0]["val_pictures"] if accuracy["scores"] else ""
+        if accuracy["scores"]:
+            row["val_pictures"] = accuracy["scores"][0]["val_pictures"]
     for part in TRAININGS:
         if tuned := done.get(part):
             row |= {k: v for k, v in tuned.items() if k.startswith(part)}

@@ -3,10 +3,10 @@
 import json
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
-from visiontune import jobs
 from visiontune.compare.table import score
 from visiontune.jobs import Outcome, run_jobs
 from visiontune.recipe import DetectRecipe, Judged
@@ -42,8 +42,8 @@ def train(run: Run, folder: Path, part: str, recipe: Judged, asked: dict[str, An
 
 
 def command_of(folder: Path, part: str) -> str:
-    """What begins or resumes it, for people to repeat."""
-    return shlex.join(jobs.command(Run(folder / part), []))
+    """What trains the same again, for people to repeat."""
+    return shlex.join([sys.executable, "-m", "visiontune.fit", str(folder / part / "recipe.yaml"), "--out", "NEW_FOLDER"])
 
 
 def entry_of(part: str, recipe: Judged, result: dict[str, Any]) -> dict[str, Any]:
