@@ -125,6 +125,16 @@ def test_a_resumed_run_goes_on_as_the_unbroken_one(tmp_path, saved):
     assert module.skipped.count == 2
 
 
+def test_another_training_begins_without_the_steps_of_the_one_before(tmp_path):
+    trainer, module, _ = trained("average", tmp_path, at=(0, 1), steps=3)
+    module.setup("fit")  # the same trainer's second fit goes on counting
+    assert module.skipped.count == 2
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.reset()
+    assert trainer.global_step == 0
+    module.setup("fit")
+    assert (module.skipped.count, module.taken, module.step) == (0, None, 0)
+
+
 def test_weights_of_a_checkpoint_begin_anew_without_its_steps(tmp_path):
     trainer, module, _ = trained("average", tmp_path, at=(0, 1), steps=3)
     trainer.save_checkpoint(tmp_path / "c.ckpt")

@@ -112,7 +112,11 @@ def resume(folder: str, overrides: Sequence[str], *, dry_run: bool) -> int:
         )
     if run.stage_runs():
         return resume_stages(run, overrides)
-    prepared = build.prepare(run.recipe(list(overrides)), resumed=run.last.is_file())
+    begun, recipe = run.recipe().trainer.strategy, run.recipe(list(overrides))
+    if recipe.trainer.strategy == "fsdp" != begun and run.last.is_file():  # Lightning would give parameters each other's moments
+        what = f"this run began with {begun}, whose optimiser's state cannot be shared out"
+        raise UserError(f"trainer.strategy: got fsdp, but {what}; go on without it, or train anew from backbone.weights={folder}")
+    prepared = build.prepare(recipe, resumed=run.last.is_file())
     if dry_run:
         print("\n".join(prepared.notes))
         return 0

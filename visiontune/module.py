@@ -347,6 +347,10 @@ class Module(L.LightningModule):
         """Optimiser steps done, without those that fp16 left out; 0 without a Trainer."""
         return self._trainer.global_step - self.skipped.count if self._trainer is not None else 0
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.global_step == 0:  # what a checkpoint tells comes later
+            self.skipped, self.taken = optim.SkippedSteps(), None
+
     def on_fit_start(self) -> None:
         if self.teacher is not None:
             self.check_averaging(f"the teacher of {type(self).__name__}")
@@ -368,7 +372,9 @@ class Module(L.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         before = None if scaler is None else self.skipped.scale(scaler)
         super().optimizer_step(*args, **kwargs)
-        if scaler is not None:
+        if scaler is None:
+            self.skipped.latest, self.taken = False, None
+        else:
             self.taken = (self.skipped.scale(scaler) >= before).float()  # type: ignore[union-attr]
             self.skipped.tell(self.taken)
         if self.teacher is not None:

@@ -36,7 +36,7 @@ def noted(device: torch.device) -> Iterator[list[str]]:
         return
 
     def show(message: Any, *_: Any, **__: Any) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):  # not torch's word about the mode itself
             found.append(_where("a synchronizing operation"))
 
     before = torch.cuda.get_sync_debug_mode()

@@ -181,6 +181,7 @@ def compile_blocks(model: torch.nn.Module, backend: Any = "inductor") -> int:
     # one of its own, unless it is like another, for training and evaluation, for two sizes of views and a last batch that is smaller.
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(dynamo, limit, max(getattr(dynamo, limit), PROGRAMS * len(blocks)))
+    dynamo.optimize_ddp = False  # DDP would have programs cut where its buckets end; blocks are small enough to be sent one by one
     for block in blocks:
         block.compile(dynamic=False, backend=backend)  # blocks of other widths are other programs, not one with symbols for sizes
     return len(blocks)

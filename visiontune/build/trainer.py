@@ -58,15 +58,20 @@ def _strategy(recipe: Recipe) -> str | ParallelStrategy:
     t = recipe.trainer
     processes = processes_here(recipe) * t.num_nodes
     if t.strategy == "fsdp":
+        if isinstance(recipe, ClassifyRecipe) and recipe.tune == "head_then_full":  # its checkpoints want a state of every parameter
+            raise UserError("trainer.strategy: got fsdp with tune: head_then_full, whose first part could not be resumed; take tune: full")
         # Lightning's `fsdp` is torch's first one: on CUDA alone, and with flat parameters, of which none would be decayed.
         return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    automatic = t.strategy == "auto" and processes > 1 and t.accelerator in ("auto", "cpu", "gpu", "cuda") and not hasattr(sys, "ps1")
+    unused = isinstance(recipe, ClassifyRecipe) and recipe.tune == "head_then_full"
+    automatic = t.strategy == "auto" and processes > 1 and t.accelerator in ("auto", "cpu", "gpu", "cuda")
+    if automatic and (hasattr(sys, "ps1") or sys.flags.interactive):  # a notebook, where Lightning takes none but its own by name
+        return "ddp_notebook_find_unused_parameters_true" if unused else "auto"
     if t.strategy != "ddp" and not automatic:
         return t.strategy
     return DDPStrategy(
         gradient_as_bucket_view=True,
         static_graph=isinstance(recipe, PretrainRecipe) and t.accumulate_grad_batches == 1,
-        find_unused_parameters=isinstance(recipe, ClassifyRecipe) and recipe.tune == "head_then_full",
+        find_unused_parameters=unused,
     )
 
 

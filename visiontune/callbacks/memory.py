@@ -5,6 +5,8 @@ from typing import Any
 
 import lightning as L
 
+from visiontune.module import is_sharded
+
 
 class LargestBatch(L.Callback):
     """Tries the step that takes the most memory before the first one: batches of several sizes meet it at some time.
@@ -31,7 +33,7 @@ class LargestBatch(L.Callback):
         self.size, self.pictures, self.boxes, self.say, self.kinds = size, pictures, boxes, say, kinds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if trainer.world_size > 1 or pl_module.device.type not in self.kinds:
+        if trainer.world_size > 1 or is_sharded(trainer) or pl_module.device.type not in self.kinds:
             return
         with trainer.precision_plugin.forward_context():
             pl_module.rehearse(self.pictures, self.size, self.boxes)
