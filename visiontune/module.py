@@ -122,7 +122,7 @@ class Module(L.LightningModule):
             backbones.load_weights(backbone, weights)
         face = self.face = backbones.describe(backbone, size or self.spec.image_size, self.spec.channels)
         if len(face.strides) > 1:  # convolutions are faster so, on CPU and GPU
-            self.backbone.to(memory_format=torch.channels_last)
+            backbones.to_channels_last(self.backbone)
 
         cfg = getattr(backbone, "pretrained_cfg", None) or {}
         for name, given in (("mean", mean), ("std", std)):

@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from visiontune import backbones
 from visiontune.errors import UserError
@@ -71,3 +74,20 @@ def test_weights_that_cannot_be_fetched_are_told(monkeypatch):
     monkeypatch.setattr(timm, "create_model", no_network)
     with pytest.raises(UserError, match="could not fetch weights for resnet18 .no route to host"):
         backbones.create("resnet18", pretrained=True)
+
+
+def test_strided_1x1_convolutions_of_few_channels_train_in_channels_last_with_the_plain_formats_gradients():
+    """Without help torch 2.14 ends the process here, on a CPU."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 48, 1, 2, bias=False), nn.Conv2d(48, 8, 3))
+    last = backbones.to_channels_last(backbones.to_channels_last(copy.deepcopy(plain)))
+    images = torch.rand(2, 3, 64, 64)
+    for _ in range(5):
+        for network, layout in ((plain, torch.contiguous_format), (last, torch.channels_last)):
+            network.zero_grad()
+            network(images.contiguous(memory_format=layout)).square().mean().backward()
+    for one, other in zip(plain.parameters(), last.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-6)
+    assert len(last[0]._forward_pre_hooks) == 1
+    assert not last[1]._forward_pre_hooks
+    assert last[1].weight.is_contiguous(memory_format=torch.channels_last)

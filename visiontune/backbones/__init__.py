@@ -16,6 +16,7 @@ from visiontune.backbones.face import (
     mean_of_patches,
     reached,
     repeated_blocks,
+    to_channels_last,
     tokens,
     undisturbed,
 )
@@ -25,6 +26,7 @@ from visiontune.backbones.weights import LoadReport, head_names, load_beside, lo
 __all__ = [
     "STEM_KEY", "Face", "LoadReport", "Spec", "Stem", "any_size", "check_name", "create", "describe", "embed", "embed_and_tokens",
     "features", "fitting_masked_methods", "has_attention", "head_names", "is_plain_vit", "layer_order", "levels", "load_beside",
-    "load_weights", "mean_of_patches", "reached", "read_config", "read_weights", "rebuild", "repeated_blocks", "spec_of", "tokens",
+    "load_weights", "mean_of_patches", "reached", "read_config", "read_weights", "rebuild", "repeated_blocks", "spec_of",
+    "to_channels_last", "tokens",
     "undisturbed",
 ]  # fmt: skip

@@ -211,3 +211,24 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks, or stages of blocks, that timm's networks are stacked of and that are called as modules; none where it has no such."""
     parts = (getattr(model, name, None) for name in ("blocks", "stages", "layer1", "layer2", "layer3", "layer4", "layers"))
     return [block for part in parts if part is not None for block in part.children()]
+
+
+# Channels below which torch 2.14's 1x1 convolutions with a stride write beyond their memory on a CPU, in channels_last and training.
+FEW_CHANNELS = 8
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """The memory format in which convolutions are faster, in place, but for those that it makes end the process (RepVGG's, MobileOne's and
+    FastViT's first one): they are given plain pictures on a CPU."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for conv in model.modules():
+        strided = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.stride != (1, 1)
+        if strided and conv.in_channels < FEW_CHANNELS:
+            conv.weight.data = conv.weight.data.clone(memory_format=torch.contiguous_format)
+            if _plain_on_cpu not in conv._forward_pre_hooks.values():
+                conv.register_forward_pre_hook(_plain_on_cpu)
+    return model
+
+
+def _plain_on_cpu(conv: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    return tuple(x.contiguous() for x in inputs) if inputs[0].device.type == "cpu" else None

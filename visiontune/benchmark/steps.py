@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visiontune import backbones
 from visiontune.build import compile_blocks
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")
@@ -80,7 +81,10 @@ class Steps:
         if self.compiled:
             torch.compiler.reset()  # every batch is a program of its own; beyond eight of them torch would go on without compiling
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.network.to(memory_format=layout)  # type: ignore[call-overload]
+        if channels_last:
+            backbones.to_channels_last(self.network)
+        else:
+            self.network.to(memory_format=layout)  # type: ignore[call-overload]
         images = torch.randn(batch, self.channels, *self.size, device=self.device, dtype=self.dtype)
         return images.to(memory_format=layout)
 
