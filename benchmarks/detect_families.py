@@ -1,6 +1,6 @@
 """Detection heads on families of timm: a small member of each, on small pictures.
 
-    python benchmarks/detect_families.py [--heads fcos dfine] [--models resnet10t ...] [--go-on]
+    python benchmarks/detect_families.py [--heads fcos dfine] [--models resnet10t ...] [--go-on] [--quick]
 
 Each head is tried on one fixed batch of noise, two pictures of which one has two boxes: 5 steps of AdamW at 3e-4. "trains" means that the
 loss is finite at every step and lower at the end, and that every parameter that learns was reached. Of D-FINE it is the loss of the noised
@@ -15,12 +15,11 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, write_rows
+from common import machine, parse, write_rows
 
 from visiontune import Detector
 from visiontune.boxes import Boxes
@@ -130,8 +129,10 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", choices=list(HEADS), default=list(HEADS))
     parser.add_argument("--models", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--go-on", action="store_true", help="keep the rows of the CSV that are there, and add those that are missing")
-    parser.add_argument("--csv", type=Path, default=CSV)
-    args = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one convnet, to see that it runs")
+    args = parse(parser, __file__)
+    if args.quick:
+        args.models = ["resnet10t"]
     rows: list[dict[str, Any]] = list(read_rows(args.csv)) if args.go_on and args.csv.is_file() else []
     done = {(r["head"], r["model"]) for r in rows}
     columns = ("head", "model", "image_size", "parameters", "strides", "channels", "outcome", "first", "last", "said", "notes")
@@ -139,8 +140,8 @@ def main() -> None:
         for name in HEADS[head]:
             if name not in args.models or (head, name) in done:
                 continue
-            began, row = time.perf_counter(), apart(head, name)
-            rows.append({key: row.get(key, "") for key in columns} | {"seconds": round(time.perf_counter() - began, 1), **machine()})
+            row = apart(head, name)
+            rows.append({key: row.get(key, "") for key in columns} | machine())
             write_rows(args.csv, rows)
 
 

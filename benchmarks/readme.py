@@ -21,7 +21,7 @@ HEAD = """# Benchmarks
 
 One script a question. Each says in its docstring how to run it and what its columns mean, and writes a CSV with hardware, versions and date
 in every row. `python benchmarks/NAME.py --quick` shows in a minute that it runs: its numbers are none, and go into a temporary file.
-`python benchmarks/all.py` runs all, one after another, each in a process of its own (`--quick`: in a quarter of an hour on two cores;
+`python benchmarks/all.py` runs all, one after another, each in a process of its own (`--quick`: on little;
 `--only NAME ...`; `--help` tells how to give it data sets). Numbers of different machines are not comparable.
 
 This page is written by `python benchmarks/all.py --readme` from docstrings and CSVs. Columns that are the same in all rows stand above the
