@@ -90,7 +90,7 @@ def probe(
         UserError: in one sentence.
     """
     check_probes(probes, shots)
-    found = prepare(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides)
+    found = prepare(labelled_recipe(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides))
     say("\n".join(found.notes))
     return judge(found, probes=probes, shots=shots, fresh=fresh, say=say)
 
@@ -121,49 +121,32 @@ class Frozen:
     notes: list[str]
 
 
-def prepare(
-    backbone: str,
-    data: str,
-    *,
-    val: str | float | None = None,
-    weights: str | None = None,
-    image_size: int | None = None,
-    overrides: Sequence[str] = (),
-) -> Frozen:
-    """The network and the pictures, as `probe` takes them; no picture is opened.
+def prepare(recipe: ClassifyRecipe) -> Frozen:
+    """The network and the pictures of a `labelled_recipe`; no picture is opened.
 
     Raises:
         UserError: in one sentence.
     """
-    recipe, tables = find_labelled(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides)
+    tables = find_labelled(recipe)
     recipe.tune, recipe.compile, recipe.head.ema = "head", False, None  # whatever is said of a training: the network is judged as it is
-    recipe, _ = build.derive(recipe, tables, 1)  # its notes are of a training that will not be
-    module, notes = build.make_module(recipe, tables)
-    made = f"{recipe.backbone.name}, embedding of {module.face.width}, pictures of {'x'.join(map(str, build.picture_size(recipe)))}"
-    return Frozen(recipe, tables, module.eval(), [*tables.notes, *(n for n in notes if "to train" not in n), made])
+    derived: Any = build.derive(recipe, tables, 1)[0]  # its notes are of a training that will not be
+    module, notes = build.make_module(derived, tables)
+    made = f"{derived.backbone.name}, embedding of {module.face.width}, pictures of {'x'.join(map(str, build.picture_size(derived)))}"
+    return Frozen(derived, tables, module.eval(), [*tables.notes, *(n for n in notes if "to train" not in n), made])
 
 
-def find_labelled(
-    backbone: str,
-    data: str,
-    *,
-    val: str | float | None = None,
-    weights: str | None = None,
-    image_size: int | None = None,
-    overrides: Sequence[str] = (),
-    verb: str = "probe",
-) -> tuple[Any, build.Tables]:
-    """A recipe that names network and pictures, and the pictures listed. No weights are read.
+def find_labelled(recipe: ClassifyRecipe, verb: str = "probe") -> build.Tables:
+    """The pictures of a `labelled_recipe`, listed. No weights are read.
 
     Raises:
         UserError: in one sentence, which begins with `verb`.
     """
-    _check_splits(data, verb)
-    recipe = labelled_recipe(backbone, data, val=val, weights=weights, image_size=image_size, overrides=overrides, verb=verb)
     tables = build.find_pictures(recipe)
     if tables.train.labels is None or tables.val is None or tables.val.labels is None:
-        raise UserError(f"{verb}: {data} has several labels a picture, and these probes take one; train a recipe with `tune: head` instead")
-    return recipe, tables
+        raise UserError(
+            f"{verb}: {recipe.data.train} has several labels a picture, and these probes take one; train a recipe with `tune: head` instead"
+        )
+    return tables
 
 
 def judge(
@@ -252,6 +235,7 @@ def labelled_recipe(
     Raises:
         UserError: in one sentence, which begins with `verb`.
     """
+    _check_splits(data, verb)
     settings: dict[str, Any] = {"train": data, "batch_size": batch_size}
     if val is None and not Path(data).is_file():
         val = 0.2

@@ -55,7 +55,8 @@ class Parts:
                 self._found = prepare_boxes(self.spec, words, self._tables)
                 self._tables = self._found.tables  # annotations are read once
             else:
-                self._found = probing.prepare(**words, **{key: self.spec[key] for key in ("data", "val", "image_size", "overrides")})
+                places = {key: self.spec[key] for key in ("data", "val", "image_size", "overrides")}
+                self._found = probing.prepare(probing.labelled_recipe(**words, **places))
             print("\n".join(self._found.notes), flush=True)
         return self._found
 

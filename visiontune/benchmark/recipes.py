@@ -91,7 +91,8 @@ def find_pictures(about: dict[str, Any]) -> tuple[Judged, build.Tables]:
         recipe = detect_recipe(about, words)
         return recipe, build.find_pictures(recipe)
     keys = ("data", "val", "image_size", "overrides")
-    return probing.find_labelled(**{key: about[key] for key in keys}, **words, verb="benchmark")
+    labelled = probing.labelled_recipe(**{key: about[key] for key in keys}, **words, verb="benchmark")
+    return labelled, probing.find_labelled(labelled, "benchmark")
 
 
 def tune_of(overrides: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from visiontune.heads.projector import projector
 from visiontune.losses import barlow_twins, spread
-from visiontune.module import Module, two_views, unset
+from visiontune.module import Module
+from visiontune.pretrain._parts import two_views, unset
 from visiontune.ranges import PositiveFloat, PositiveInt
 
 # Section 2.2: BYOL's views.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from visiontune.heads.projector import projector
 from visiontune.losses import negative_cosine, spread
-from visiontune.module import Module, two_views, unset
+from visiontune.module import Module
+from visiontune.pretrain._parts import two_views, unset
 from visiontune.ranges import OpenFraction, PositiveInt
 from visiontune.teacher import Teacher
 

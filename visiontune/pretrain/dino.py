@@ -12,7 +12,8 @@ from visiontune import optim
 from visiontune.backbones import any_size
 from visiontune.heads.prototypes import Centring, PrototypeHead
 from visiontune.losses import cross_entropy_between_views, spread
-from visiontune.module import Module, global_and_local, unset
+from visiontune.module import Module
+from visiontune.pretrain._parts import global_and_local, unset
 from visiontune.ranges import Fraction, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 

@@ -18,7 +18,8 @@ from visiontune.backbones.install import restore
 from visiontune.heads.prototypes import PrototypeHead
 from visiontune.losses import cross_entropy, cross_entropy_between_views, koleo, sinkhorn, spread
 from visiontune.masking import HalfMasked, half_masked
-from visiontune.module import Module, global_and_local, grid_of_cells, unset
+from visiontune.module import Module
+from visiontune.pretrain._parts import global_and_local, grid_of_cells, unset
 from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import Teacher, entropies
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from visiontune.backbones import any_size
 from visiontune.heads.projector import projector
 from visiontune.losses import sigreg, spread
-from visiontune.module import Module, global_and_local
+from visiontune.module import Module
+from visiontune.pretrain._parts import global_and_local
 from visiontune.ranges import OpenFraction, PositiveInt
 
 # Section 6.1: two global and eight local views are recommended (its experiments take six). The authors' README: DINO's colours, crops

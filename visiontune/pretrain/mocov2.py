@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from visiontune.heads.projector import projector
 from visiontune.heads.queue import Queue
 from visiontune.losses import info_nce_queue, spread
-from visiontune.module import Module, two_views, unset
+from visiontune.module import Module
+from visiontune.pretrain._parts import two_views, unset
 from visiontune.ranges import OpenFraction, PositiveFloat, PositiveInt
 from visiontune.teacher import Teacher
 

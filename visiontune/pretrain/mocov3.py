@@ -15,7 +15,8 @@ from visiontune.backbones import is_plain_vit
 from visiontune.backbones.positions import set_sincos_positions
 from visiontune.heads.projector import projector
 from visiontune.losses import info_nce, spread
-from visiontune.module import Module, two_views
+from visiontune.module import Module
+from visiontune.pretrain._parts import two_views
 from visiontune.ranges import OpenFraction, PositiveFloat, PositiveInt
 from visiontune.teacher import Teacher
 

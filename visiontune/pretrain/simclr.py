@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from visiontune.heads.projector import projector
 from visiontune.losses import nt_xent, spread
-from visiontune.module import Module, two_views
+from visiontune.module import Module
+from visiontune.pretrain._parts import two_views
 from visiontune.ranges import PositiveFloat, PositiveInt
 
 # Appendix A: random resized crop, flip, colour jitter of strength 1 with probability 0.8, grey 0.2, blur 0.5 with sigma 0.1 to 2.

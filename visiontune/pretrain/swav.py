@@ -16,7 +16,8 @@ from visiontune.heads.prototypes import Prototypes
 from visiontune.heads.queue import Queue
 from visiontune.losses import cross_entropy_between_views, sinkhorn, spread
 from visiontune.losses.gather import world_size
-from visiontune.module import Module, global_and_local, unset
+from visiontune.module import Module
+from visiontune.pretrain._parts import global_and_local, unset
 from visiontune.ranges import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, SeveralInt
 from visiontune.teacher import entropies
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from visiontune.heads.projector import projector
 from visiontune.losses import spread, vicreg_parts
-from visiontune.module import Module, two_views, unset
+from visiontune.module import Module
+from visiontune.pretrain._parts import two_views, unset
 from visiontune.ranges import NonNegativeFloat, PositiveInt
 
 # Appendix C.1: BYOL's views, but both the same.

@@ -1,18 +1,15 @@
 """The page and the plot of a benchmark: accuracy over speed, and a table that a click sorts."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
 import matplotlib.pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from visiontune.report.figures import ACCENTS, INK, save
-from visiontune.report.page import PAGE, _machine_rows
+from visiontune.report.page import write_in_style
 
 TEMPLATE = (Path(__file__).parent / "benchmark.html").read_text()
 
@@ -102,23 +99,7 @@ def write_benchmark(
         commands: of each backbone's own process.
         machine: where.
     """
-    page = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
-    text = page.render(
-        title=file.parent.name,
-        style=markupsafe.Markup(PAGE.partition("<style>")[2].partition("</style>")[0]),
-        lead=lead,
-        headline=headline,
-        failures=failures,
-        doubts=doubts,
-        columns=columns,
-        texts=texts,
-        rows=rows,
-        caption=caption,
-        plot=base64.b64encode(plot.read_bytes()).decode() if plot else "",
-        plot_caption=plot_caption,
-        settings=settings,
-        notes=notes,
-        commands=commands,
-        machine=_machine_rows(machine),
-    )
-    file.write_text(text)
+    write_in_style(
+        file, TEMPLATE, plot=plot, machine=machine, lead=lead, headline=headline, failures=failures, doubts=doubts, columns=columns,
+        texts=texts, rows=rows, caption=caption, plot_caption=plot_caption, settings=settings, notes=notes, commands=commands,
+    )  # fmt: skip

@@ -1,17 +1,14 @@
 """The page and the plot of a comparison: accuracy over the number of labels, one line for each kind of weights."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 
-from visiontune.report.figures import ACCENTS, INK
-from visiontune.report.page import PAGE, _machine_rows
+from visiontune.report.figures import ACCENTS, INK, save
+from visiontune.report.page import write_in_style
 
 TEMPLATE = (Path(__file__).parent / "comparison.html").read_text()
 COLOURS = (*ACCENTS, "#c9a227", "#5c6b73", "#b84a7d", "#2a9d8f")
@@ -48,9 +45,7 @@ def label_efficiency(lines: dict[str, list[tuple[int, float, float | None]]], ti
     axis.margins(x=0.08, y=0.12)
     axis.legend(fontsize=9, frameon=False)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def write_comparison(
@@ -79,19 +74,7 @@ def write_comparison(
         recipe: what was run, as YAML.
         machine: where.
     """
-    page = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
-    text = page.render(
-        title=file.parent.name,
-        style=markupsafe.Markup(PAGE.partition("<style>")[2].partition("</style>")[0]),
-        lead=lead,
-        headline=headline,
-        warnings=warnings,
-        table=table,
-        plot=base64.b64encode(plot.read_bytes()).decode() if plot else "",
-        plot_caption=PLOT,
-        sections=sections,
-        notes=notes,
-        recipe=recipe,
-        machine=_machine_rows(machine),
-    )
-    file.write_text(text)
+    write_in_style(
+        file, TEMPLATE, plot=plot, machine=machine, lead=lead, headline=headline, warnings=warnings, table=table, plot_caption=PLOT,
+        sections=sections, notes=notes, recipe=recipe,
+    )  # fmt: skip

@@ -1,10 +1,12 @@
 """`report.html`: one file with its pictures inside, opened offline. `README.md`: the model card."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from visiontune.callbacks.metrics import read_metrics
 from visiontune.callbacks.progress import clock
@@ -208,6 +210,22 @@ The weights belong to whoever made this run; mind the licences of the pictures, 
 ## How it was made
 {lines}
 """
+
+
+def write_in_style(file: Path, template: str, *, plot: Path | None, machine: dict[str, Any], **content: Any) -> None:
+    """A page of another kind in the style of a run's, one file that is opened offline.
+
+    Args:
+        file: the page; it is called as its folder is.
+        template: takes `title`, `style`, `plot` (base64 of the PNG, or empty), `machine`, and what else there is.
+        plot: a PNG; None where nothing was measured.
+        machine: where.
+        content: the rest.
+    """
+    style = markupsafe.Markup(PAGE.partition("<style>")[2].partition("</style>")[0])
+    drawn = base64.b64encode(plot.read_bytes()).decode() if plot else ""
+    page = jinja2.Environment(autoescape=True).from_string(template)
+    file.write_text(page.render(title=file.parent.name, style=style, plot=drawn, machine=_machine_rows(machine), **content))
 
 
 def _machine_rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
