@@ -181,6 +181,19 @@ def test_what_is_there_keeps_its_name_and_weights_that_changed_are_measured_agai
     assert len(functions) == 3
 
 
+def test_pictures_that_cannot_be_read_are_told_once_and_on_the_page(tmp_path, pictures, networks, functions, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(pictures, photos)
+    torn = sorted((photos / "train").rglob("*.png"))[3]
+    torn.write_bytes(torn.read_bytes()[:60])
+    assert main(small(photos, out, networks / "one", networks / "two.safetensors", more=["--no-training", "--probe", "knn"])) == 0
+    said = capsys.readouterr().out
+    assert f"    cannot be read: {torn} (" in said
+    assert said.count("    left out: 1 picture of ") == 1
+    page = (out / "report.html").read_text()
+    assert page.count("<li>left out: 1 picture of ") == 1
+
+
 def loop_of(tmp_path, monkeypatch, act, *, fresh=False):
     """A loop over parts that are not measured: `act(spec)` writes what the child is to have left, and returns its status."""
     from visiontune.benchmark.names import Candidate

@@ -100,8 +100,15 @@ class Parts:
         spec, self._found = self.spec, None  # statistics may have changed
         found = self.found
         assert isinstance(found, probing.Frozen), "pictures with boxes have no such part"
-        scores = probing.judge(found, probes=spec["probes"], shots=spec["shots"], fresh=spec["fresh"], say=_say, device=str(self.device))
-        return {"scores": [asdict(score) for score in scores]}
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            print(text, flush=True)
+            said.append(text)
+
+        scores = probing.judge(found, probes=spec["probes"], shots=spec["shots"], fresh=spec["fresh"], say=say, device=str(self.device))
+        # of pictures that cannot be read, and labels that are too few
+        return {"scores": [asdict(score) for score in scores], "said": [text for text in said if not text.startswith("embeddings of")]}
 
     def _compiled(self, part: str) -> dict[str, Any]:
         """On the batch and in the memory format of the step that was not compiled: the gain is then of compiling alone.
@@ -203,10 +210,6 @@ def _reason(error: BaseException) -> str:
     while (inside := getattr(error, "inner_exception", None)) is not None:
         error = inside
     return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def benchmark(
     if status:
         run.say(f"stopped; the same command goes on with it ({run.folder})")
         return status
-    return _finish(run, settings, notes, rows, loop.commands, old)
+    return _finish(run, settings, [*notes, *loop.said()], rows, loop.commands, old)
 
 
 def _finish(

@@ -59,7 +59,7 @@ class Loop:
             self.results = {c.name: read_result(self._folder(c)) for c in todo if not self.missing(c)}
             took: list[float] = []
             for i, candidate in enumerate(todo, 1):
-                began = time.monotonic()
+                began, before_it = time.monotonic(), self.said()
                 measured = self._one(candidate, f"=== {candidate.name} ({i} of {len(todo)})")
                 if self.stopped:
                     return STOPPED
@@ -69,10 +69,16 @@ class Loop:
                     left = sum(1 for c in todo[i:] if self.missing(c))
                     about = f"; about {clock(left * sum(took) / len(took))} left for {counted(left, 'backbone')}" if left else ""
                     self.run.say(f"    {self._words(candidate)}, {clock(took[-1])}{about}")
+                    for text in self.said()[len(before_it) :]:
+                        self.run.say(f"    {text}")
             table.write_rows(self.run.folder / "results.csv", self.rows(candidates))
             return 0
         finally:
             signal.signal(signal.SIGTERM, before)
+
+    def said(self) -> list[str]:
+        """What is to be known of the pictures that embeddings were made of, each once: those that cannot be read, above all."""
+        return list(dict.fromkeys(text for result in self.results.values() for text in result.get("accuracy", {}).get("said", [])))
 
     def asked(self, candidate: Candidate) -> dict[str, dict[str, Any]]:
         """By part what it depends on: what was measured under the same still holds."""
