@@ -32,6 +32,7 @@ def simple(pictures, **changes):
     return recipe
 
 
+TASKS = "pretrain, classify, detect, benchmark"
 MISTAKES = [
     ("an unknown key", {"data__batchsize": 4}, "data.batchsize: unknown key; did you mean 'batch_size'?"),
     ("a key of another section", {"lr": 0.1}, "lr: unknown key; it belongs at optim.lr"),
@@ -39,8 +40,8 @@ MISTAKES = [
     ("a number out of range", {"method__mask_ratio": 1.2}, "method.mask_ratio: got 1.2; expected a number below 1"),
     ("nothing to do", {"epochs": 0}, "epochs: got 0; expected a number above 0"),
     ("a missing section", {"backbone": None}, "backbone: is missing"),
-    ("a missing task", {"task": None}, "task: is missing; allowed: pretrain, classify"),
-    ("an unknown task", {"task": "classification"}, "task: got 'classification'; allowed: pretrain, classify, detect; did you mean 'class"),
+    ("a missing task", {"task": None}, f"task: is missing; allowed: {TASKS}"),
+    ("an unknown task", {"task": "classification"}, f"task: got 'classification'; allowed: {TASKS}; did you mean 'classify'?"),
     ("an unknown method", {"method": "maee"}, f"method: got 'maee'; allowed: {', '.join(methods())}; did you mean 'mae'?"),
     ("a method's unknown option", {"method__temperature": 1}, "method.temperature: unknown key"),
     ("an unknown backbone", {"backbone__name": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'"),
