@@ -37,6 +37,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     },
     "spark": {
         "method": {"name": "spark", "mask_ratio": 0.6, "decoder_dim": 128},
+        "data": {"image_size": 128},  # at 64 the network ends in a grid of 2x2, of which a mask leaves one cell or two
         "optim": {"name": "adamw", "lr": 1.0e-3, "weight_decay": 0.04, "betas": [0.9, 0.95], "warmup_epochs": 5, "clip": 5},
     },
 }
@@ -44,7 +45,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
 
 def pretrain(method: str, photos: Path, epochs: int, run: Path, batch: int) -> None:
     recipe = {"task": "pretrain", "backbone": {"name": LITE0, "weights": "random"}, "epochs": epochs, **PRETRAINING[method]}
-    recipe["data"] = {**recipe.get("data", {}), "train": str(photos), "image_size": 64, "batch_size": batch}
+    recipe["data"] = {"image_size": 64, **recipe.get("data", {}), "train": str(photos), "batch_size": batch}
     file = run.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     subprocess.run([sys.executable, "-m", "visiontune.fit", str(file), "--out", str(run)], check=True)

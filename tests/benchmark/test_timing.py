@@ -85,10 +85,19 @@ def test_the_batch_doubles_until_there_is_no_gain_and_the_smallest_of_the_fastes
 
 
 def test_one_unlucky_size_does_not_end_the_sweep():
-    clock = Clock(lambda batch, channels_last: 1.0 if batch != 4 else 3.0)
+    clock = Clock(lambda batch, channels_last: 0.1 if batch != 4 else 0.3)
     found = sweep(clock.make, clock.watch(), most=32)
     assert list(found.tried) == [1, 2, 4, 8, 16, 32]
     assert (found.batch_size, found.stopped) == (32, "32 is the largest that is tried")
+
+
+def test_a_call_longer_than_a_window_is_the_last_that_is_tried():
+    clock = Clock(lambda batch, channels_last: 0.3 + 0.05 * batch)  # every doubling brings something
+    found = sweep(clock.make, clock.watch())
+    assert list(found.tried) == [1, 2, 4, 8, 16]
+    assert (found.batch_size, found.stopped) == (16, "with 16 a call takes longer than 1 s")
+    assert all(rate == pytest.approx(batch / (0.3 + 0.05 * batch)) for batch, rate in found.tried.items())
+    assert clock.now == pytest.approx(4 * sum(0.3 + 0.05 * batch for batch in found.tried))  # one that does not count, and three
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,14 @@ class Stopwatch:
         return [1 / self._run(step, max(1, math.ceil(seconds / each)), seconds) for _ in range(windows or self.windows)]
 
     def quick(self, step: Step) -> float:
-        """Calls a second, to choose by: the median of three short windows."""
-        return statistics.median(self.rates(step, windows=3, seconds=self.seconds / 4))
+        """Calls a second, to choose by: the median of three short windows.
+
+        Where one call is longer than such a window, that of the warm-up is the first of the three: minutes of a slow step are saved so.
+        """
+        seconds = self.seconds / 4
+        each = self.warm_up(step, seconds)
+        calls, known = max(1, math.ceil(seconds / each)), [1 / each] if each >= seconds else []
+        return statistics.median([*known, *(1 / self._run(step, calls, seconds) for _ in range(3 - len(known)))])
 
     def _run(self, step: Step, calls: int, seconds: float) -> float:
         """Seconds a call, over `calls` of them and more until `seconds` have passed."""
@@ -90,7 +96,9 @@ class Sweep:
 def sweep(
     make: Callable[[int], Step], watch: Stopwatch, *, first: int = 1, most: int = MOST, room: Callable[[], bool] = lambda: True
 ) -> Sweep:
-    """Try batches, each twice the one before, until memory ends or none brings a gain.
+    """Try batches, each twice the one before, until memory ends, none brings a gain, or a call takes longer than a window.
+
+    In such a call whatever is paid once a call has long been spread over it: more pictures would only make all of this take longer.
 
     Args:
         make: the step on so many pictures.
@@ -116,6 +124,8 @@ def sweep(
             tried[batch] = rate
             if waited == PATIENCE:
                 stopped = f"no gain beyond {batch >> PATIENCE}"
+            elif batch / rate > watch.seconds:
+                stopped = f"with {batch} a call takes longer than {watch.seconds:g} s"
             elif batch * 2 > most:
                 stopped = f"{most} is the largest that is tried"
             elif not room():
