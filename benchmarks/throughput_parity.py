@@ -1,12 +1,12 @@
 """Pictures a second as the verb `benchmark` tells them, beside a bare `torch.utils.benchmark` loop on the same network.
 
-    python benchmarks/throughput_parity.py [--backbones resnet18 ...] [--size 64] [--batch 16] [--rounds 5] [--seconds 1] [--quick]
+    python benchmarks/throughput_parity.py [--backbones resnet18 ...] [--size 64] [--batch 16] [--rounds 11] [--seconds 0.5] [--quick]
 
 Of each backbone (timm's, random weights of seed 0) two steps: inference and training, as `visiontune/benchmark/steps.py` makes them. Both
 sides time the same network, batch and threads in one process, in turn, and which goes first alternates: ours with the verb's windows
 (`visiontune/benchmark/timing.py`), the bare one with `Timer(...).blocked_autorange`, whose statement is a plain forward, or a plain
-forward, backward and AdamW, on random pictures of its own. `ratio` is ours over the bare one's, of medians; low and high are those of
-single rounds.
+forward, backward and AdamW, on random pictures of its own. `ratio` is ours over the bare one's of the same round, the median of all rounds;
+low and high are the quartiles.
 
 A row a backbone and step: model, step, image_size, batch, threads, rounds, ours_images_per_second, bare_images_per_second, ratio,
 ratio_low, ratio_high, and the machine.
@@ -25,7 +25,7 @@ from torch.utils.benchmark import Timer
 
 from visiontune.backbones import create
 from visiontune.benchmark.steps import Steps
-from visiontune.benchmark.timing import Stopwatch
+from visiontune.benchmark.timing import Stopwatch, quartiles
 
 CLASSES = 10
 STATEMENTS = {
@@ -71,8 +71,8 @@ def measure(name: str, step: str, *, size: int, batch: int, rounds: int, seconds
     middle = {side: statistics.median(rates) for side, rates in found.items()}
     row: dict[str, Any] = {"model": name, "step": step, "image_size": size, "batch": batch, "threads": torch.get_num_threads()}
     row |= {"rounds": rounds} | {f"{side}_images_per_second": round(rate, 1) for side, rate in middle.items()}
-    row |= {"ratio": round(middle["ours"] / middle["bare"], 3)}
-    return row | {"ratio_low": round(min(ratios), 3), "ratio_high": round(max(ratios), 3)}
+    low, high = quartiles(ratios)
+    return row | {"ratio": round(statistics.median(ratios), 3), "ratio_low": round(low, 3), "ratio_high": round(high, 3)}
 
 
 def main() -> None:
@@ -80,8 +80,8 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each side in each round, at least")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each side in each round, at least")
     parser.add_argument("--quick", action="store_true", help="three backbones, two short rounds, to see that it runs")
     args = parse(parser, __file__)
     if args.quick:

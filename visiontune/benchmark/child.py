@@ -77,7 +77,7 @@ class Parts:
         """Pictures a second from pixels on the device to scores; and of one picture alone how long it takes."""
         steps, watch = self._steps()
         entry = self._timed(steps, watch, steps.inference)
-        alone = [1000 / rate for rate in watch.rates(steps.inference(1, entry["channels_last"]))]
+        alone = [1000 / rate for rate in watch.rates(steps.inference(1, entry["channels_last"]), seconds=watch.seconds / 2)]
         low, high = quartiles(alone)
         return entry | {"latency_ms": statistics.median(alone), "latency_ms_low": low, "latency_ms_high": high}
 

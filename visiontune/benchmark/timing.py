@@ -54,7 +54,7 @@ class Stopwatch:
 
         Where one call is longer than such a window, that of the warm-up is the first of the three: minutes of a slow step are saved so.
         """
-        seconds = self.seconds / 4
+        seconds = self.seconds / 8
         each = self.warm_up(step, seconds)
         calls, known = max(1, math.ceil(seconds / each)), [1 / each] if each >= seconds else []
         return statistics.median([*known, *(1 / self._run(step, calls, seconds) for _ in range(3 - len(known)))])

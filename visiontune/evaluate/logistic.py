@@ -100,7 +100,8 @@ def principal_directions(x: Tensor) -> Tensor:
     """An orthonormal basis `(D, R)` of the centred rows of `x` `(N, D)`, by falling variance; R is D, or less where N is."""
     N, D = x.shape
     if N >= D:  # all of them, so that turning loses nothing however exact the eigenvalues are
-        return torch.linalg.eigh(x.T @ x)[1].flip(1)
+        # in float64: LAPACK does not converge in float32 on embeddings that hardly differ, as those of some random networks
+        return torch.linalg.eigh((x.T @ x).double())[1].flip(1).to(x.dtype)
     variance, left = torch.linalg.eigh(x.double() @ x.double().T)
     kept = variance > variance[-1] * 1e-10
     return (x.double().T @ left[:, kept] / variance[kept].sqrt()).flip(1).to(x.dtype)
