@@ -10,9 +10,10 @@ ones of seed 0: nothing is fetched, and speed does not depend on them. Three com
 3. the backbones of the first again in another folder: all speeds are measured afresh, embeddings come from the cache.
 
 rank_backbones.csv has a row a command: command, backbones, pictures, image_size, threads, seconds, and of the third how many pairs of
-backbones are more than 10 % apart in the first run and how many of these the second one swaps, in inference and in training: pairs,
-swapped, training_pairs, training_swapped. rank_backbones_speeds.csv has a row a backbone and step: the pictures a second of both runs,
-their difference in %, and what the verb itself said against each number. Both end with the machine.
+backbones are more than 10 % apart in the first run and how many of these the second one swaps: pairs, swapped; the same among backbones
+whose speed came without a warning in both runs (of a busy machine, or of windows that differ): calm_pairs, calm_swapped; and all four of
+training: training_pairs, ... rank_backbones_speeds.csv has a row a backbone and step: the pictures a second of both runs, their difference
+in %, and what the verb itself said against each number. Both end with the machine.
 """
 
 import argparse
@@ -50,6 +51,15 @@ def swaps(first: dict[str, float], second: dict[str, float], apart: float = APAR
             pairs += 1
             swapped += second[fast] <= second[slow]
     return pairs, swapped
+
+
+def doubted(row: dict[str, str], step: str) -> bool:
+    """Whether the verb said something against this step's speed.
+
+    >>> doubted({"warnings": "training: its windows differ: ..."}, "inference")
+    False
+    """
+    return any(word.startswith(f"{step}: ") for word in row.get("warnings", "").split("; "))
 
 
 def benchmark(photos: Path, names: list[str], out: Path, args: argparse.Namespace, cache: Path) -> tuple[float, dict[str, dict[str, str]]]:
@@ -100,8 +110,10 @@ def main() -> None:
     speeds: list[dict[str, Any]] = []
     for step, column in STEPS.items():
         before, after = ({name: float(row[column]) for name, row in result.items()} for result in (first, second))
-        rows[-1] |= dict(zip(("pairs", "swapped") if step == "inference" else ("training_pairs", "training_swapped"),
-                             swaps(before, after), strict=True))  # fmt: skip
+        calm = {name: before[name] for name in before if not any(doubted(result[name], step) for result in (first, second))}
+        for key, names in (("", before), ("calm_", calm)):
+            prefix = f"{'training_' * (step == 'training')}{key}"
+            rows[-1] |= dict(zip((f"{prefix}pairs", f"{prefix}swapped"), swaps(names, after), strict=True))
         for name in args.backbones:
             change = 100 * (after[name] / before[name] - 1)
             row = {"model": name, "step": step, "first_images_per_second": before[name], "second_images_per_second": after[name]}

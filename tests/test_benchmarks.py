@@ -202,8 +202,13 @@ def test_a_page_of_two_scripts(tmp_path):
 
 
 def test_pairs_that_are_apart_and_those_that_swap():
-    from rank_backbones import swaps
+    from rank_backbones import doubted, swaps
 
+    said = {"warnings": "inference: the machine was busy: the share ... was 0 % before, 22 % during; training: its windows differ: ..."}
+    assert doubted(said, "inference")
+    assert doubted(said, "training")
+    assert not doubted({"warnings": "training: its windows differ: ..."}, "inference")
+    assert not doubted({}, "training")
     first = {"slow": 100.0, "alike": 109.0, "fast": 150.0}
     assert swaps(first, first) == (2, 0)
     assert swaps(first, {"slow": 100.0, "alike": 90.0, "fast": 150.0}) == (2, 0)  # these two were not apart
