@@ -32,15 +32,15 @@ def main() -> None:
     args = parse(parser, __file__)
     data, quick = cifar10(args.cifar10, quick=args.quick), []
     if args.quick:
-        args.recipes, args.seeds, args.epochs = args.recipes[:1], args.seeds[:1], 1
+        args.recipes, args.seeds, args.epochs, args.jobs = args.recipes[:1], args.seeds[:1], 1, 1
         quick = [f"stages.{stage}.{key}" for stage in ("finetune", "scratch") for key in ("epochs=1", "data.labels_per_class=10")]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        photos = part_of(data / "train", Path(folder) / "photos", per_class=40 if args.quick else 500)
-        test = data / "test"
+        photos = part_of(data / "train", Path(folder) / "photos", per_class=10 if args.quick else 500)
+        test = part_of(data / "test", Path(folder) / "test", per_class=5) if args.quick else data / "test"
 
         def one(job: tuple[int, str]) -> None:
             seed, recipe = job
