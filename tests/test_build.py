@@ -80,13 +80,13 @@ def test_a_cpu_tunes_for_fewer_passes_and_says_so():
     for on_cpu in (True, False):
         for tune in ("full", "head"):
             recipe = parse_recipe(CLASSIFY | PRETRAINED | {"tune": tune}).single
-            notes = fill_tuning(recipe, 3_000, on_cpu=on_cpu)
+            notes = fill_tuning(recipe, 3_000, fresh=recipe.backbone.weights == "random", on_cpu=on_cpu)
             found[on_cpu, tune] = recipe.epochs
             assert ("a GPU would make 21" in notes[0]) == on_cpu
             assert recipe.head.label_smoothing == (0.1 if (tune, on_cpu) == ("full", False) else 0.0)  # few passes are better without
     assert found == {(True, "full"): 5, (True, "head"): 11, (False, "full"): 21, (False, "head"): 21}
     big = parse_recipe(CLASSIFY | PRETRAINED).single
-    assert "a GPU" not in fill_tuning(big, 10**6, on_cpu=False)[0].split("; ")[-1]
+    assert "a GPU" not in fill_tuning(big, 10**6, fresh=False, on_cpu=False)[0].split("; ")[-1]
     assert big.epochs == 10
 
 

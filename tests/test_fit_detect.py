@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from tests.conftest import CONV
 from tests.data.detection.sets import write_set
 from tests.test_fit import assert_same_run, killed, write
 from visiontune.__main__ import main as visiontune_main
-from visiontune.build import derive, find_pictures
-from visiontune.build.detecting import fill_detection
+from visiontune.build import derive, find_pictures, rehearse
+from visiontune.build.detecting import fill_detection, words_on_small
 from visiontune.data.detection.read import read_boxes
 from visiontune.fit import main
 from visiontune.recipe import parse_recipe
@@ -128,14 +129,36 @@ def test_short_runs_take_larger_steps_but_of_a_detr(recipe, head, lr):
 def test_a_pretrained_convnet_learns_as_fast_as_its_head_in_short_runs_a_transformer_does_not(recipe):
     for head, name, factor in (("fcos", "resnet10t", 1), ("dfine", "resnet10t", 0.1), ("fcos", "vit_tiny_patch16_224", 0.1)):
         parsed = parse_recipe(recipe | {"head": head, "backbone": {"name": name, "weights": "timm"}}).single
-        notes = fill_detection(parsed, 100, on_cpu=True)
+        notes = fill_detection(parsed, 100, fresh=False, on_cpu=True)
         assert parsed.head.backbone_lr_factor == factor
         assert ("learning rate of the backbone as of the head: a convnet, and few steps (ours; benchmarks/detect_bccd.csv)" in notes) == (
             factor == 1
         )
     given = parse_recipe(recipe | {"head": {"name": "fcos", "backbone_lr_factor": 0.3}, "backbone": {"name": "resnet10t"}}).single
-    fill_detection(given, 100, on_cpu=True)
+    fill_detection(given, 100, fresh=False, on_cpu=True)
     assert given.head.backbone_lr_factor == 0.3
+
+
+def test_a_layer_decay_is_not_slowed_a_second_time(recipe):
+    recipe |= {"optim": {"layer_decay": 0.75}, "backbone": {"name": "vit_tiny_patch16_224", "weights": "timm"}}
+    for head, factor in (("fcos", 1), ({"name": "fcos", "backbone_lr_factor": 0.3}, 0.3)):
+        parsed = parse_recipe(recipe | {"head": head}).single
+        notes = fill_detection(parsed, 100, fresh=False, on_cpu=True)
+        assert parsed.head.backbone_lr_factor == factor
+        assert any("optim.layer_decay 0.75 slows it already" in note for note in notes) == (factor == 1)
+
+
+def test_boxes_that_no_position_may_lie_in_are_told(recipe):
+    parsed = parse_recipe(recipe).single
+    boxes = find_pictures(parsed).boxes[0]
+    sides = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).min(axis=1)
+    scale = (24 / boxes.sizes).min(axis=1)[boxes.owner]
+    few = int((sides * scale < 8).sum())
+    assert 0 < few < len(sides)
+    assert words_on_small(boxes, (24, 24))[0].startswith(f"small boxes: {few} of {len(sides)} boxes are narrower than 8 pixels at 24x24")
+    assert words_on_small(boxes, (1024, 1024)) == []
+    unsaid = replace(boxes, sizes=np.zeros_like(boxes.sizes))
+    assert words_on_small(unsaid, (24, 24)) == []
 
 
 def test_batch_norms_of_random_weights_learn_unless_all_of_the_backbone_is_kept(recipe):
@@ -227,6 +250,16 @@ def test_a_stage_of_boxes_takes_the_backbone_that_an_earlier_one_made(tmp_path, 
     assert main([path, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run/boxes/result.json").read_text())["what"].endswith("from the weights of pretrain, 1 epoch")
     assert len(list(visiontune.load(tmp_path / "run").predict(str(annotated[1].images), score=0.0))) == 5
+
+    # What the rehearsal found before there were weights is what the stage will find: size, epochs, views and what learns.
+    del second["epochs"], second["data"]["image_size"], second["data"]["batch_size"]
+    before = rehearse(parse_recipe({"trainer": trainer, "stages": {"pretrain": first, "boxes": second}}).stages)["boxes"]
+    later = parse_recipe(second | {"trainer": trainer, "backbone": {"weights": str(tmp_path / "run/pretrain")}}).single
+    found, notes = derive(later, find_pictures(later), 1)
+    assert before.recipe.data.image_size == 320
+    own = {"backbone": {"weights"}, "monitor": True}  # the monitor is the module's, which was not made here
+    assert before.recipe.model_dump(exclude=own) == found.model_dump(exclude=own)
+    assert set(notes) - set(before.notes) == {n for n in notes if "as its weights were made" in n}
 
 
 def test_compare_of_detectors_is_by_their_map(tmp_path, recipe, annotated):

@@ -58,12 +58,13 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How a picture was made to fit into another size: scaled by one factor, then placed, the rest filled.
+    """How a picture was made to fit into another size: scaled, then placed, the rest filled.
 
     Attributes:
-        scale: pixels of the result for one of the original.
+        scale: pixels of the result for one of the original, across.
         left, top: where its upper left corner lies, in pixels of the result.
         height, width: of the original.
+        stretch: pixels down for one across: 1 but for what is lost and gained where both sides are rounded to whole pixels.
     """
 
     scale: float
@@ -71,23 +72,28 @@ class Letterbox:
     top: float
     height: int
     width: int
+    stretch: float = 1.0
 
     @staticmethod
     def of(height: int, width: int, into: tuple[int, int]) -> "Letterbox":
         """The largest that fits into `(height, width)`, in its upper left corner.
 
         >>> Letterbox.of(480, 640, (320, 320))
-        Letterbox(scale=0.5, left=0.0, top=0.0, height=480, width=640)
+        Letterbox(scale=0.5, left=0.0, top=0.0, height=480, width=640, stretch=1.0)
         """
         return Letterbox(min(into[0] / height, into[1] / width), 0.0, 0.0, height, width)
 
     def inside(self, boxes: Boxes) -> Boxes:
         """Boxes of the original -> of the result."""
-        return replace(boxes, xyxy=boxes.xyxy * self.scale + self._shift(boxes.xyxy))
+        return replace(boxes, xyxy=boxes.xyxy * self._factors(boxes.xyxy) + self._shift(boxes.xyxy))
 
     def outside(self, boxes: Boxes) -> Boxes:
         """Boxes of the result -> of the original, cut to its size."""
-        return replace(boxes, xyxy=(boxes.xyxy - self._shift(boxes.xyxy)) / self.scale).clip(self.height, self.width)
+        return replace(boxes, xyxy=(boxes.xyxy - self._shift(boxes.xyxy)) / self._factors(boxes.xyxy)).clip(self.height, self.width)
+
+    def _factors(self, like: Tensor) -> Tensor:
+        down = self.scale * self.stretch
+        return like.new_tensor([self.scale, down, self.scale, down])
 
     def _shift(self, like: Tensor) -> Tensor:
         return like.new_tensor([self.left, self.top, self.left, self.top])

@@ -49,15 +49,20 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(recipe: Recipe, *, resumed: bool = False) -> Prepared:
+def prepare(recipe: Recipe, *, resumed: bool = False, stands_in: bool = False) -> Prepared:
     """Pictures, numbers and module of a run: whatever can be wrong with a recipe is found here.
+
+    Args:
+        recipe: as it was given.
+        resumed: its weights will come from its own checkpoint.
+        stands_in: its random weights stand for ones that are still to be made: its numbers are those for pretrained ones.
 
     Raises:
         UserError: in one sentence.
     """
     tables = find_pictures(recipe)
     processes = processes_here(recipe)
-    recipe, derived = derive(recipe, tables, processes)
+    recipe, derived = derive(recipe, tables, processes, stands_in=stands_in)
     check_split(recipe, processes * recipe.trainer.num_nodes)
     check_validation(recipe)
     check_shares(tables.val, processes * recipe.trainer.num_nodes)
@@ -76,17 +81,17 @@ def rehearse(stages: dict[str, Recipe]) -> dict[str, Prepared]:
         recipe = recipe.model_copy(deep=True)
         backbone = recipe.backbone
         try:
-            if backbone.weights.startswith("stage:"):
+            if later := backbone.weights.startswith("stage:"):
                 source = prepared[backbone.weights.removeprefix("stage:")].module.spec
                 if backbone.stem not in (None, source.stem) and not backbone.partial:
                     made = f"{backbone.weights} is made with the stem {source.stem!r}"
                     raise UserError(f"backbone.stem: got {backbone.stem!r}, but {made}; leave it out here")
                 backbone.weights, backbone.stem = "random", backbone.stem or source.stem
-                if recipe.data.image_size is None:
+                if recipe.data.image_size is None and not isinstance(recipe, DetectRecipe):  # which takes larger ones than its weights
                     recipe.data.image_size = source.image_size
                 if backbone.name in (None, source.name):
                     backbone.name, backbone.args = source.name, source.shape_args | backbone.args
-            prepared[name] = prepare(recipe)
+            prepared[name] = prepare(recipe, stands_in=later)
         except UserError as error:
             raise UserError(f"stages.{name}: {error}" if name else str(error)) from error
     return prepared

@@ -7,6 +7,7 @@ how much longer random weights take: He et al. 2019 (arXiv 1811.08883), section 
 from collections.abc import Sequence
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from visiontune.build.tuning import attends
@@ -33,6 +34,7 @@ SMALLEST = "n"  # of the DETRs that have it, for the same reason
 SHORT = 10_000  # steps, of which a run with fewer takes larger ones
 # Steps, of which a run with fewer takes more and smaller ones. Ours.
 FEW, SMALL_BATCH = 2_000, 8
+FINEST = 8  # pixels between two positions of the heads' finest map
 UNEVEN = 10  # boxes of the most frequent class for one of the rarest, above which a run says it
 
 
@@ -141,19 +143,35 @@ def fill_size(recipe: DetectRecipe, *, on_cpu: bool) -> list[str]:
     return [f"image_size {recipe.data.image_size}: the recipe leaves it open; {other}"]
 
 
-def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: int = 1) -> list[str]:
+def words_on_small(table: BoxTable, size: tuple[int, int]) -> list[str]:
+    """How many boxes are so small, once their pictures have become `(height, width)`, that no position of a head may lie in them."""
+    known = table.sizes.all(axis=1)
+    scale = np.where(known, (np.array(size) / np.maximum(table.sizes, 1)).min(axis=1), np.inf)
+    sides = (table.xyxy[:, 2:] - table.xyxy[:, :2]).min(axis=1)
+    small = int((sides * scale[table.owner] < FINEST)[~table.crowd].sum())
+    if not small:
+        return []
+    there = counted(int((~table.crowd).sum()), "box", ",")
+    return [
+        f"small boxes: {small:,} of {there} are narrower than {FINEST} pixels at {size[0]}x{size[1]} and easily missed; a larger "
+        "data.image_size shows them, or pictures cut into tiles"
+    ]
+
+
+def fill_detection(recipe: DetectRecipe, pictures: int, *, fresh: bool, on_cpu: bool, parts: int = 1) -> list[str]:
     """Fill in, in place, epochs and how to train the backbone; in words what was decided and why.
 
     Args:
         recipe: with what the weights tell.
         pictures: to train on.
+        fresh: whether the weights are random.
         on_cpu: where the run trains.
         parts: devices and accumulated batches that share a batch.
 
     Raises:
         UserError: if there are fewer pictures than these.
     """
-    head, fresh, notes = recipe.head, recipe.backbone.weights == "random", []
+    head, notes = recipe.head, []
     if recipe.data.augment.pipeline is None:
         recipe.data.augment.pipeline = "large_scale" if fresh else "standard"
         why = "random weights need more variety" if fresh else "pretrained weights and a short schedule"
@@ -200,6 +218,9 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, on_cpu: bool, parts: 
     if learns and not matched and steps < SHORT and "backbone_lr_factor" not in head.model_fields_set and not attends(recipe):
         head.backbone_lr_factor = 1.0
         notes.append("learning rate of the backbone as of the head: a convnet, and few steps (ours; benchmarks/detect_bccd.csv)")
+    if recipe.optim.layer_decay is not None and "backbone_lr_factor" not in head.model_fields_set:
+        head.backbone_lr_factor = 1.0
+        notes.append(f"learning rate of the backbone as of the head: optim.layer_decay {recipe.optim.layer_decay:g} slows it already")
     averaged = recipe.trainer.precision not in ("bf16-true", "16-true") and "fsdp" not in recipe.trainer.strategy
     if "ema" not in head.model_fields_set and averaged:
         head.ema = 0.998

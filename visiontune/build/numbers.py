@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from visiontune import backbones, optim
-from visiontune.build.detecting import box_view, fill_detection, fill_size
+from visiontune.build.detecting import box_view, fill_detection, fill_size, words_on_small
 from visiontune.build.modules import weights_path
-from visiontune.build.pictures import Tables, base_views, views_of
+from visiontune.build.pictures import Tables, base_views, picture_size, views_of
 from visiontune.build.tuning import fill_tuning
 from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError, counted
@@ -19,8 +19,16 @@ from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
 from visiontune.recipe.schema import is_path, options_of, repeats_of
 
 
-def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list[str]]:
-    """A copy in which nothing is `auto` or unset any more, and a line of reason for each number that was found."""
+def derive(recipe: Recipe, tables: Tables, processes: int, *, stands_in: bool = False) -> tuple[Recipe, list[str]]:
+    """A copy in which nothing is `auto` or unset any more, and a line of reason for each number that was found.
+
+    Args:
+        recipe: as it was given.
+        tables: its pictures.
+        processes: of this machine that train.
+        stands_in: random weights stand for ones that another stage will make.
+    """
+    fresh = recipe.backbone.weights == "random" and not stands_in
     found = recipe.model_copy(deep=True)
     notes = _derive_backbone(found)
     own = dict(Module.OPTIM) | {"betas": (0.9, 0.999), "momentum": 0.9} | options_of(recipe).optim
@@ -32,13 +40,16 @@ def derive(recipe: Recipe, tables: Tables, processes: int) -> tuple[Recipe, list
         notes += fill_detection(
             found,
             len(tables.train),
+            fresh=fresh,
             on_cpu=on_cpu(found.trainer.accelerator),
             parts=processes * found.trainer.num_nodes * found.trainer.accumulate_grad_batches,
         )
+        if tables.boxes is not None:
+            notes += words_on_small(tables.boxes[0], picture_size(found))
         box_view(found)
     else:
         several = tables.train.targets is not None
-        notes += fill_tuning(found, len(tables.train), several=several, on_cpu=on_cpu(found.trainer.accelerator))
+        notes += fill_tuning(found, len(tables.train), fresh=fresh, several=several, on_cpu=on_cpu(found.trainer.accelerator))
     batch = found.data.batch_size
     if o.name is None or o.name == own["name"]:
         end = own.get("weight_decay_end")

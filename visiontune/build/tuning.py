@@ -24,19 +24,19 @@ SMOOTHED_FROM = 10  # epochs; five were better without it (benchmarks/tune_budge
 BIT_SMALL = 20_000  # pictures, below which BiT-HyperRule does not mix
 
 
-def fill_tuning(recipe: ClassifyRecipe, pictures: int, *, several: bool = False, on_cpu: bool = False) -> list[str]:
+def fill_tuning(recipe: ClassifyRecipe, pictures: int, *, fresh: bool, several: bool = False, on_cpu: bool = False) -> list[str]:
     """Fill in, in place, epochs and how to train them; in words what was decided and why.
 
     Args:
         recipe: with the backbone that its weights tell.
         pictures: to train on.
+        fresh: whether the weights are random.
         several: whether they may have several labels.
         on_cpu: whether a CPU trains.
     """
     notes: list[str] = []
     o, head = recipe.optim, recipe.head
     alone = recipe.tune == "head"
-    fresh = recipe.backbone.weights == "random"
 
     if recipe.epochs is None:
         where, place = ("cpu", "on a CPU") if on_cpu else ("gpu", "on a GPU")

@@ -51,7 +51,7 @@ def check(pixels, boxes, within=1.5):
 
 
 @pytest.mark.parametrize("jpeg", [False, True])
-@pytest.mark.parametrize("shape", [(320, 240), (240, 320), (1600, 1200), (90, 500)])
+@pytest.mark.parametrize("shape", [(320, 240), (240, 320), (1600, 1200), (90, 500), (667, 1000)])
 @pytest.mark.parametrize("size", [(160, 160), (96, 256), (416, 320)])
 def test_boxes_follow_into_the_letterbox_and_back(shape, size, jpeg):
     w, h = shape
@@ -60,9 +60,14 @@ def test_boxes_follow_into_the_letterbox_and_back(shape, size, jpeg):
     assert pixels.shape == (*size, 3)
     assert check(pixels, box.inside(source.boxes)) == 1
     torch.testing.assert_close(box.outside(box.inside(source.boxes)).xyxy, source.boxes.xyxy, rtol=0, atol=1e-3)
-    height, width = round(h * box.scale), round(w * box.scale)
+    # a box around the whole picture is one around its pixels, though sides that the factor gives no whole number are rounded
+    x1, y1, x2, y2 = box.inside(Boxes(torch.tensor([[0.0, 0, w, h]]), torch.tensor([0]))).xyxy[0].tolist()
+    height, width = round(y2), round(x2)
+    assert (x1, y1, x2, y2) == pytest.approx((0, 0, width, height), abs=1e-4)
     assert (pixels[height:] == FILL).all()
     assert (pixels[:, width:] == FILL).all()
+    assert (pixels[height - 1, : width // 8] != FILL).any()
+    assert (pixels[: height // 8, width - 1] != FILL).any()
 
 
 @pytest.mark.parametrize("jpeg", [False, True])

@@ -102,7 +102,7 @@ def test_the_last_epochs_are_without_mosaic_and_mixup(table):
             plain = []
             for i, boxes in zip(batch["index"].tolist(), batch["boxes"], strict=True):
                 expected = Letterbox.of(*table.sizes[i].tolist(), (64, 96)).inside(table.boxes_of(i)).xyxy
-                plain.append(len(boxes) == len(expected) and torch.allclose(boxes.xyxy, expected, atol=1e-3))
+                plain.append(len(boxes) == len(expected) and torch.allclose(boxes.xyxy, expected, atol=0.6))  # whole pixels
             assert all(plain) != mixed
 
 

@@ -107,6 +107,16 @@ def test_voc_files_that_count_from_zero_are_read_so_in_all_their_parts(made, lea
     assert "from 0" in part.notes[0]
 
 
+def test_labelimg_counts_from_zero_though_it_writes_no_0(made):
+    source = "<path>C:/photos/b.png</path>\n\t<source>\n\t\t<database>{}</database>\n\t</source>"
+    for database, least in (("Unknown", 1), ("The VOC2012 Database", 0)):
+        text = voc_file("b.png", (40, 40), voc_object("cat", (1, 1, 12, 9)))
+        (made.root / "Annotations" / "b.xml").write_text(text.replace("<size>", source.format(database) + "<size>", 1))
+        table = read_boxes(**made.voc)
+        assert table.xyxy.min() == least
+        assert ("from 0: LabelImg wrote them" in table.notes[-1]) == bool(least)
+
+
 def test_pictures_are_found_by_the_xml_files_name_and_then_by_what_it_says(made):
     (made.images / "c.png").rename(made.images / "other.png")
     (made.root / "Annotations" / "c.xml").write_text(voc_file("other.png", (32, 80), voc_object("cat", (21, 61, 32, 80))))

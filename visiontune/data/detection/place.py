@@ -66,7 +66,7 @@ def draw(pixels: np.ndarray, source: Source, box: Letterbox, region: Region, *, 
         exact: average all pixels on the way down, see `Picture.cut`.
 
     Returns:
-        where it really lies: moved by less than a pixel, so that pixels meet pixels.
+        where it really lies: moved and stretched by less than a pixel, so that pixels meet pixels.
 
     Raises:
         Unreadable: if it cannot be decoded.
@@ -86,7 +86,8 @@ def draw(pixels: np.ndarray, source: Source, box: Letterbox, region: Region, *, 
         raise Unreadable(source.index, str(error)) from error
     y1, x1, y2, x2 = max(top, y), max(left, x), min(bottom, y + height), min(right, x + width)
     pixels[y1:y2, x1:x2] = cut[y1 - y : y2 - y, x1 - x : x2 - x]
-    return Letterbox(s, x - l * s, y - t * s, H, W)
+    across, down = width / (r - l), height / (b - t)
+    return Letterbox(across, x - l * across, y - t * down, H, W, stretch=down / across)
 
 
 def random_place(height: int, width: int, size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> Letterbox:

@@ -1,7 +1,8 @@
 """Pascal VOC: a folder with an XML file a picture, boxes as `xmin, ymin, xmax, ymax` in pixels.
 
 Everingham et al. 2010, http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html: the first pixel of a row is number 1, and
-the last one still belongs to the box. Many tools write numbers from 0 instead; a folder in which a 0 or a fraction occurs is read so.
+the last one still belongs to the box. Many tools write numbers from 0 instead; a folder in which a 0 or a fraction occurs is read so, and
+one of LabelImg's, which writes corners from 0 but a 1 for the first (labelImg, libs/labelFile.py, `convert_points_to_bnd_box`).
 """
 
 import os
@@ -22,16 +23,19 @@ from visiontune.errors import UserError, counted, some
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 # A least coordinate that a count from 1 in whole pixels cannot have.
 FROM_ZERO = re.compile(rb"<[xy]min>\s*(?:-|0\s*<|0*\.|0+\.|\d+\.\d*[1-9])")
+# What LabelImg writes beside them; nobody gives it another database.
+LABELIMG = re.compile(rb"<path>[^<]*</path>\s*<source>\s*<database>Unknown</database>\s*</source>")
 
 
 @dataclass
 class Annotation:
-    """What one file says: `boxes` a name, four numbers and whether it is difficult, each; `size` height and width, 0 where unsaid."""
+    """What one file says: `boxes` a name, four numbers and whether it is difficult, each; `size` height and width, 0 where unsaid;
+    `from_zero` why its pixels are counted so, or nothing."""
 
     filename: str
     size: tuple[int, int]
     boxes: list[tuple[str, tuple[float, ...], bool]]
-    from_zero: bool
+    from_zero: str
 
 
 def read_voc(images: str, folder: str, *, split: str | None, key: str, reading: Reading) -> BoxTable:
@@ -55,7 +59,7 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str, reading: 
     names: list[bytes] = []
     sizes: list[tuple[int, int]] = []
     rows: list[tuple[int, str, tuple[float, ...], bool]] = []
-    from_zero, found = False, 0
+    from_zero, found = "", 0
     for file in (files[i] for i in wanted):
         path = os.path.join(folder, file)
         annotation = _parse(path, problems)
@@ -75,7 +79,8 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str, reading: 
         raise UserError(f"{key}: {images} has no picture for any of {counted(len(names), 'annotation')} in {folder}, the first is {first}; "
                         f"it holds {pictures}: pictures and their XML files have the same name")  # fmt: skip
     # Parts of one folder must be read alike, so the files of the other parts are asked, too.
-    from_zero = from_zero or any(_from_zero(os.path.join(folder, files[i])) for i in sorted({*range(len(files))} - {*wanted}))
+    others = (os.path.join(folder, files[i]) for i in sorted({*range(len(files))} - {*wanted}))
+    from_zero = from_zero or next(filter(None, map(_from_zero_in, others)), "")
     xyxy = np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4)
     if not from_zero:
         xyxy[:, :2] -= 1
@@ -86,7 +91,7 @@ def read_voc(images: str, folder: str, *, split: str | None, key: str, reading: 
         size[unsaid] = picture_sizes(table.take(unsaid.tolist()), reading=reading)
     classes = sorted({row[1] for row in rows})
     left = len(listed) - found if split is None else 0
-    counts = "from 0: a 0 or a fraction occurs among them" if from_zero else "from 1, the last one within the box, as Pascal VOC has it"
+    counts = f"from 0: {from_zero}" if from_zero else "from 1, the last one within the box, as Pascal VOC has it"
     return BoxTable.of(
         table,
         np.array([row[0] for row in rows], dtype=np.int64),
@@ -133,7 +138,7 @@ def _parse(path: str, problems: list[Problem]) -> Annotation | None:
             continue
         boxes.append((name, xyxy, (thing.findtext("difficult") or "").strip() in ("1", "true", "True")))
     size = _whole(root.findtext("size/height")), _whole(root.findtext("size/width"))
-    return Annotation((root.findtext("filename") or "").strip(), size if all(size) else (0, 0), boxes, bool(FROM_ZERO.search(data)))
+    return Annotation((root.findtext("filename") or "").strip(), size if all(size) else (0, 0), boxes, _from_zero(data))
 
 
 def _whole(text: str | None) -> int:
@@ -143,9 +148,16 @@ def _whole(text: str | None) -> int:
         return 0
 
 
-def _from_zero(path: str) -> bool:
+def _from_zero(data: bytes) -> str:
+    """Why the pixels of an annotation are counted from 0; nothing where they need not be."""
+    if FROM_ZERO.search(data):
+        return "a 0 or a fraction occurs among them"
+    return "LabelImg wrote them" if LABELIMG.search(data) else ""
+
+
+def _from_zero_in(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            return FROM_ZERO.search(file.read()) is not None
+            return _from_zero(file.read())
     except OSError:
-        return False
+        return ""
