@@ -73,7 +73,7 @@ def compare(argv: list[str]) -> int:
         check_resumable(overrides, f"python -m visiontune compare RECIPE ... --out NEW_FOLDER {' '.join(overrides)}")
         return room.resume(args.resume, overrides=overrides, **places)
     if not args.recipe or not args.weights:
-        raise UserError("compare: expected a recipe and --weights, e.g. `compare classify/full --weights random runs/mae --labels 1% 10%`")
+        raise UserError("compare: expected a recipe and --weights, e.g. `compare classify/full_small --weights random runs/base`")
     if args.seeds[0] < 1 and len(args.seeds) == 1:
         raise UserError(f"--seeds: got {args.seeds[0]}; expected how many, 1 or more, or several seeds themselves, as 0 1 2")
     seeds = list(range(args.seeds[0])) if len(args.seeds) == 1 else args.seeds
