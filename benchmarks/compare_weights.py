@@ -10,6 +10,8 @@ tf_efficientnet_lite0:
 - `python -m visiontune compare` then tunes it whole from each of the weights with 1 %, 10 % and 100 % of the labels of those 5,000, every
   run with the same settings, and judges on 200 test photos of each class (--judge-on). Few labels are tuned for --min-steps. Learning
   rate and the rest are a run's defaults. It takes a GPU minutes and two cores hours; --tune-epochs 2 --min-steps 100 are for those.
+The committed rows are of --methods simclr --tune-epochs 2 --min-steps 100 --judge-on 100 on two cores, from a pretraining of an H200;
+compare_weights_longer.csv is of the numbers above on that GPU: earlier, one seed, without the smoothing that is a default now.
 With --out everything is kept, and a second call goes on with it; a pretraining that was made on another machine is used if its run
 folder lies in there. Written: compare_weights.csv (a row a run), beside it compare_weights_pretraining.csv (what pretraining took), and the
 plot compare_weights.png.
