@@ -92,6 +92,17 @@ def test_a_run_without_a_better_score_for_its_patience_ends_and_says_why(tmp_pat
     assert (result["best_step"], result["images_seen"]) == (6, 4 * 48)
 
 
+def test_a_run_ends_early_right_after_a_validation_and_tells_the_score_of_its_last_epoch(tmp_path, recipes, monkeypatch):
+    scripted(monkeypatch, [0.7, 0.6, 0.5, 0.9, 0.9])  # of epochs 2, 4, 6, ...: three without a better one are over after the fifth
+    recipe = recipes["classify"] | {"epochs": 10, "patience": 3}
+    recipe["trainer"] |= {"check_val_every_n_epoch": 2}
+    assert main([write(tmp_path / "r.yaml", recipe), "--out", str(tmp_path / "run")]) == 0
+    result = result_of(tmp_path / "run")
+    assert result["stopped_early"].startswith("stopped after epoch 6 of 10: val/top1 has not got better than 0.7, of epoch 2, for 4 epochs")
+    assert result["images_seen"] == 6 * 48
+    assert result["top1_last"] == pytest.approx(0.5)
+
+
 def test_lower_is_better_of_a_loss_and_a_score_that_is_no_number_is_never_the_best(tmp_path, recipes, monkeypatch):
     scripted(monkeypatch, [float("nan"), 0.9, 0.4, float("nan"), 0.6], "val/loss")
     path = write(tmp_path / "r.yaml", recipes["classify"] | {"epochs": 5, "monitor": "loss"})

@@ -57,7 +57,7 @@ class Checkpoints(Checkpoint):
         steps_per_epoch: optimiser steps.
         minutes: between checkpoints within an epoch.
         monitor: metric that the best is chosen by, the lowest of a loss and of `ece`, else the highest; None keeps `last.ckpt` alone.
-        patience: epochs without a better one after which the run ends; None: never.
+        patience: epochs without a better one after which the run ends, at the next validation; None: never.
         pictures: fingerprint of the training folder; a resumed run must find the same.
         say: where to tell.
 
@@ -149,9 +149,10 @@ class Checkpoints(Checkpoint):
         self._save(trainer, "last.ckpt")
 
     def _stop_if_no_better(self, trainer: L.Trainer) -> None:
-        """From the steps alone: a resumed run ends where the unbroken one does."""
+        """From the steps alone: a resumed run ends where the unbroken one does. Right after a validation: what it ends with is judged."""
         done, best = trainer.global_step // self.steps_per_epoch, self.best_step // self.steps_per_epoch
-        if self.patience is None or done - best < self.patience or done == trainer.max_epochs:
+        validated = done % (trainer.check_val_every_n_epoch or 1) == 0
+        if self.patience is None or done - best < self.patience or done == trainer.max_epochs or not validated:
             return
         score = "none" if self.best is None else f"{self.best:.4g}"
         self.stopped = (
