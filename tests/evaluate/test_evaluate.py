@@ -60,8 +60,20 @@ def test_the_linear_probe_is_scikit_learns_at_the_strength_that_it_chose():
     assert ours.logits.softmax(dim=1).numpy() == pytest.approx(theirs.predict_proba((z - mean) / std), abs=1e-3)
 
 
-def test_the_held_out_part_has_every_class_and_is_empty_where_one_has_a_single_picture():
+def test_the_held_out_part_has_every_class_of_more_than_one_picture_and_never_a_class_alone():
     y = torch.tensor([0] * 10 + [1] * 4 + [2] * 2)
     assert held_out(y).tolist() == [0, 1, 10, 14]
+    assert held_out(torch.tensor([3, *y.tolist(), 4])).tolist() == [1, 2, 11, 15]
     assert len(held_out(torch.tensor([0, 0, 1]))) == 0
     assert len(held_out(torch.tensor([0, 0]))) == 0
+    assert len(held_out(torch.tensor([0, 1, 2]))) == 0
+
+
+def test_a_class_with_a_single_picture_leaves_the_strength_chosen_by_the_others():
+    x, y = clusters(300, spread=2.0)
+    z, truth = clusters(200, seed=1, spread=2.0)
+    far, alone = torch.full((1, 16), 9.0), torch.tensor([4])  # a picture unlike all others, and its class
+    found = linear_probe(torch.cat([x, far]), torch.cat([y, alone]), torch.cat([z, far]), torch.cat([truth, alone]))
+    assert found.C < 0.2
+    assert linear_probe(x, y, z, truth).C < 0.2
+    assert found.logits.shape == (201, 5)

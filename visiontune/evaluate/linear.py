@@ -37,8 +37,8 @@ def linear_probe(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tenso
     """Fit on `train` `(N, D)`, score on `test` `(M, D)`; deterministic for a seed.
 
     Embeddings are standardised by the training pictures' mean and spread. `C` is chosen by accuracy on a held-out fifth of each class
-    (of equal ones the one with the smaller loss), which then joins the fit again; 1 where a class has a single picture. Beyond
-    `most` training pictures a random part of that size is taken.
+    (of equal ones the one with the smaller loss), which then joins the fit again; 1 where fewer than two classes have two pictures or
+    more, of which some can be held out. Beyond `most` training pictures a random part of that size is taken.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(train), generator=generator)[:most]
@@ -61,9 +61,12 @@ def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def held_out(y: Tensor) -> Tensor:
-    """The first fifth of each class's rows, at least one; none at all if a class has a single picture, which cannot be on both sides."""
-    parts = [torch.nonzero(y == k).flatten() for k in y.unique()]
-    if len(parts) < 2 or min(map(len, parts)) < 2:
+    """The first fifth of each class's rows, at least one; of a single picture, which cannot be on both sides, none.
+
+    None at all where they would be of one class: whatever answers with that class would be the best.
+    """
+    parts = [rows for k in y.unique() if len(rows := torch.nonzero(y == k).flatten()) > 1]
+    if len(parts) < 2:
         return y.new_empty(0)
     return torch.cat([rows[: max(1, len(rows) // 5)] for rows in parts])
 
