@@ -94,7 +94,35 @@ def test_imbalance_is_told_with_counts_and_what_can_be_done(tmp_path, recipes, p
     assert main([write(tmp_path / "r.yaml", recipe), "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "imbalance: 24 pictures of lying, 4 of standing, 6 times as many" in said
-    assert "data.sampling=balanced or sqrt" in said
+    assert "shows rare classes more often, or head.class_weights=balanced weighs them in the loss: one of the two" in said
+    assert main([str(tmp_path / "r.yaml"), "head.class_weights=balanced", "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "look at balanced_accuracy; head.class_weights=balanced makes up for it" in said
+    assert "data.sampling" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["data.sampling=sqrt", "head.class_weights=balanced"], "data.sampling: got sqrt beside head.class_weights=balanced; each "),
+        (["data.sampling=balanced", "head.logit_adjustment=1"], "data.sampling: got balanced beside head.logit_adjustment=1; "),
+        (
+            ["head.class_weights=balanced", "head.logit_adjustment=0.5"],
+            "head.class_weights: got balanced beside head.logit_adjustment=0.5; ",
+        ),
+        (
+            ["data.sampling=balanced", "head.class_weights=balanced", "head.logit_adjustment=1"],
+            "data.sampling: got balanced beside head.class_weights=balanced and head.logit_adjustment=1; ",
+        ),
+    ],
+)
+def test_uneven_classes_are_made_up_for_once(tmp_path, recipes, words, told, capsys):
+    path = write(tmp_path / "r.yaml", recipes["classify"])
+    assert main([path, *words, "--out", str(tmp_path / "run")]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert told in error
+    assert error.endswith("together they favour the rare ones: take one of them")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({"labels_per_class": 3}, 6), ({"labels_fraction": 0.5}, 24)])

@@ -39,7 +39,30 @@ def labelled_tables(recipe: ClassifyRecipe) -> tuple[PictureTable, PictureTable,
     notes.append(f"pictures: {used} with labels to train, {len(val)} to validate, {classes}")
     if absent := [train.classes[k] for k in np.flatnonzero(train.class_counts() == 0)]:
         raise UserError(f"data.train: no picture of {some(absent)}")
-    return train, val, [*notes, *_words_on_counts(train, data.sampling)]
+    return train, val, [*notes, *_words_on_counts(train, data.sampling, corrections_of(recipe))]
+
+
+def corrections_of(recipe: ClassifyRecipe) -> list[str]:
+    """Settings of a recipe that make up for classes of very different size, as `key=value`."""
+    said = (
+        ("data.sampling", recipe.data.sampling, "natural"),
+        ("head.class_weights", recipe.head.class_weights, "none"),
+        ("head.logit_adjustment", recipe.head.logit_adjustment, 0),
+    )
+    return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value, off in said if value != off]
+
+
+def check_corrections(recipe: ClassifyRecipe) -> None:
+    """Uneven classes are made up for once: weights and adjustment are those of the pictures that there are, however often sampling shows
+    them, and each of the three alone makes up for all.
+
+    Raises:
+        UserError: if a recipe does it twice.
+    """
+    first, *others = corrections_of(recipe) or [""]
+    if others:
+        why = "each alone makes up for uneven classes, together they favour the rare ones: take one of them"
+        raise UserError(f"{first.replace('=', ': got ')} beside {' and '.join(others)}; {why}")
 
 
 def probe_tables(probe: Probe, max_broken: float) -> tuple[PictureTable, PictureTable]:
@@ -84,8 +107,8 @@ def _pair(
     return found, align_labels(judged, found.classes, key=f"{section}.val", several=several)
 
 
-def _words_on_counts(train: PictureTable, sampling: str) -> list[str]:
-    """What a person should know of how many pictures each class has."""
+def _words_on_counts(train: PictureTable, sampling: str, corrections: list[str]) -> list[str]:
+    """What a person should know of how many pictures each class has, and of what makes up for it, if anything does."""
     counts, notes = train.class_counts(), []
     most, least = int(counts.argmax()), int(counts.argmin())
     if train.targets is not None:
@@ -99,6 +122,7 @@ def _words_on_counts(train: PictureTable, sampling: str) -> list[str]:
     elif counts[most] > UNEVEN * counts[least]:
         times = f"{counts[most] / counts[least]:.0f} times as many"
         fair = "top1 favours the frequent ones, look at balanced_accuracy" if train.targets is None else "look at macro_f1 beside micro_f1"
-        cure = "data.sampling=balanced or sqrt shows rare classes more often, head.class_weights=balanced weighs them in the loss"
+        cure = "data.sampling=balanced or sqrt shows rare classes more often, or head.class_weights=balanced weighs them in the loss"
+        cure = f"{corrections[0]} makes up for it" if corrections else f"{cure}: one of the two"
         notes.append(f"imbalance: {span}, {times}; {fair}; {cure}")
     return notes

@@ -45,7 +45,8 @@ class Classifier(Module):
         class_weights: `balanced`: every class counts the same in the loss, however many pictures it has.
         logit_adjustment: times the logarithm of the classes' shares is added to the logits in training; 1 is the paper's, 0 is off.
         ema: largest share of the old in an average of the weights over the training, which is then what is validated and kept; None: off.
-        class_counts: K numbers of training pictures, for `class_weights` and `logit_adjustment`.
+        class_counts: K numbers of training pictures, for `class_weights` and `logit_adjustment`: each makes up for all of their unevenness,
+            if pictures come as often as they are there.
         pictures: all of them, for `class_weights` with `multi` labels.
         class_names: K names, saved with the weights.
         common: see `visiontune.module.Module`.
