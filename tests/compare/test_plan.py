@@ -47,6 +47,13 @@ def test_every_combination_is_a_run_and_seeds_come_one_after_another(tmp_path, r
     assert {c.recipe.seed for c in plan.cells} == {0, 5}
 
 
+@pytest.mark.parametrize(
+    ("monitor", "metric"), [("val/macro_f1", "macro_f1"), ("val/top1", "top1"), ("val/loss", "top1"), ("val/ece", "top1"), ("ece", "top1")]
+)
+def test_runs_are_compared_by_what_the_recipe_monitors_under_either_name(tmp_path, recipes, monitor, metric):
+    assert planned(tmp_path, recipes["classify"], overrides=(f"monitor={monitor}",)).metric == metric
+
+
 def test_recipes_of_one_seed_and_number_of_labels_differ_in_their_weights_alone(tmp_path, recipes, exported):
     plan = planned(tmp_path, recipes["classify"], weights=("random", exported()), labels=("3", "25%"), seeds=(0, 1))
     for seed in (0, 1):

@@ -83,7 +83,7 @@ class Plan:
     @property
     def metric(self) -> str:
         """What the runs are compared by: what the recipe keeps its best weights by, if higher is better and it is a share."""
-        monitor = getattr(self.cells[0].recipe, "monitor", None)
+        monitor = (self.cells[0].recipe.monitor or "").removeprefix("val/")  # as `fit` takes it
         if monitor and monitor not in ("loss", "ece"):
             return monitor
         return "map" if isinstance(self.cells[0].recipe, DetectRecipe) else "macro_ap" if self.several else "top1"
