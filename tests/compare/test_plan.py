@@ -8,7 +8,7 @@ import timm
 import yaml
 
 from tests.conftest import CONV
-from visiontune import backbones
+from visiontune import backbones, build
 from visiontune.__main__ import main
 from visiontune.compare.labels import MIN_STEPS, Labels, fit_to_labels
 from visiontune.compare.network import short_names
@@ -141,6 +141,22 @@ def test_poolings_may_differ_and_are_told(tmp_path, recipes, exported):
     plan = planned(tmp_path, recipe, weights=(exported("token", **vit), exported("mean", **mean)))
     assert "mean: the embedding is pooled as in the weights' own training" in plan.notes
     assert plan.cells[0].recipe.backbone.args == args
+
+
+@pytest.mark.parametrize("name", [None, "vit_tiny_patch16_224.augreg_in21k"])
+def test_a_runs_pooling_is_not_that_of_weights_that_were_trained_with_another(tmp_path, recipes, exported, name):
+    shape = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    run = exported("mae", architecture="vit_tiny_patch16_224", args=shape | {"global_pool": "avg", "fc_norm": False})
+    recipe = recipes["classify"] | {"backbone": {"name": name} if name else {}}
+    plan = planned(tmp_path, recipe, weights=(run, "timm", "random"))
+    assert "mae: the embedding is pooled as in the weights' own training" in plan.notes
+    args = {}
+    for cell in plan.cells:
+        args[cell.weights] = build.derive(cell.recipe, build.find_pictures(cell.recipe), 1)[0].backbone.args
+    assert args == {"mae": shape | {"global_pool": "avg", "fc_norm": False}, "timm": shape, "random": shape}
+    assert not any("is derived and differs" in note and "args" in note for note in plan.notes)
+    given = planned(tmp_path, recipe, weights=(run, "random"), overrides=("backbone.args.global_pool=avg",))
+    assert [cell.recipe.backbone.args["global_pool"] for cell in given.cells] == ["avg", "avg"]
 
 
 def classify(recipes, epochs, batch=16, **more):

@@ -119,7 +119,7 @@ def _derive_backbone(found: Recipe) -> list[str]:
         notes.append(f"backbone {b.name}{args}{stem}: as its weights were made")
     if not b.name:
         raise UserError(f"backbone.name: is missing, and {b.weights} does not say which backbone it is; give a timm name")
-    if made and b.name == made.name:
+    if made and b.name.split(".", 1)[0] == made.name:  # which of timm's weights a name means besides does not matter
         b.args, b.stem = made.shape_args | b.args, b.stem or made.stem
     b.stem = b.stem or "timm"
     if isinstance(found, DetectRecipe):

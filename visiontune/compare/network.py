@@ -9,7 +9,8 @@ from visiontune.errors import UserError
 from visiontune.recipe import DetectRecipe, Judged
 from visiontune.recipe.schema import is_path
 
-# How an embedding is read off a network: weights from different methods differ in it, the network is the same.
+# How an embedding is read off a network: weights from different methods differ in it, the network is the same. Each run takes that of its
+# own weights, and timm's and random ones what timm gives the architecture, unless the recipe says it for all.
 POOLING = ("global_pool", "fc_norm", "use_fc_norm", "dynamic_img_size")
 
 
@@ -56,7 +57,7 @@ def share_network(recipe: Judged, paths: dict[str, str]) -> list[str]:
                 raise UserError(
                     f"--weights: {source} and {short} are of different networks ({what} {own} and {theirs}); compare one at a time"
                 )
-    shared = {k: v for k, v in spec.shape_args.items() if all(o.shape_args.get(k) == v for o in specs.values())}
+    shared = _shape(spec)
     if new := {k: v for k, v in shared.items() if k not in b.args}:
         b.args = shared | b.args
         notes.append(f"backbone.args {new}: as {source} was made, for all weights")

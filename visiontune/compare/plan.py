@@ -17,13 +17,15 @@ from typing import Any
 from visiontune import build
 from visiontune.checks import CHECKS
 from visiontune.compare.labels import Labels, fit_to_labels
-from visiontune.compare.network import share_network, short_names
+from visiontune.compare.network import POOLING, share_network, short_names
 from visiontune.errors import UserError, some
 from visiontune.recipe import DetectRecipe, Judged, Validated, load_recipe, parse_recipe
 from visiontune.recipe.schema import is_path, repeats_of
 from visiontune.recipe.yaml_lines import dump_yaml, read_yaml
 from visiontune.run import given_data, recipe_data
 
+# What differs by weights alone, or is told where it is found.
+TOLD = ("backbone.weights", "data.mean", "data.std", *(f"backbone.args.{key}" for key in POOLING))
 SET_BY_COMPARE = ("backbone.weights", "data.labels_fraction", "data.labels_per_class", "seed")
 
 
@@ -246,7 +248,7 @@ def _differences(labels: str, derived: dict[str, dict[str, Any]]) -> list[str]:
     first, notes = next(iter(derived)), []
     for key in dict.fromkeys(k for flat in derived.values() for k in flat):
         values = {short: flat.get(key) for short, flat in derived.items()}
-        if key in ("backbone.weights", "data.mean", "data.std") or all(v == values[first] for v in values.values()):
+        if key in TOLD or all(v == values[first] for v in values.values()):
             continue
         told = ", ".join(f"{short} {value}" for short, value in values.items())
         notes.append(f"{labels}: {key} is derived and differs ({told}); set it in the recipe to have it equal")
