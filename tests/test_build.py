@@ -153,6 +153,25 @@ def test_pictures_have_the_size_that_the_weights_were_made_for_unless_the_recipe
     assert "image_size 224: neither the recipe nor the weights tell" in notes
 
 
+def test_timms_weights_are_tuned_at_the_size_that_they_were_trained_at(tmp_path):
+    torch.save(backbones.create("test_resnet").state_dict(), tmp_path / "w.pth")
+    for weights, size, why in (
+        ("timm", 160, "as timm's weights were made"),
+        (str(tmp_path / "w.pth"), 160, "timm's for test_resnet, the weights do not tell"),
+        ("random", 224, "neither the recipe nor the weights tell"),
+    ):
+        recipe, notes = derived(1_000, CLASSIFY, backbone={"name": "test_resnet", "weights": weights})
+        assert recipe.data.image_size == size
+        assert f"image_size {size}: {why}" in notes
+    assert derived(1_000, CLASSIFY | PRETRAINED, data=CLASSIFY["data"] | {"image_size": 64})[0].data.image_size == 64
+    recipe, notes = derived(1_000, PRETRAIN | PRETRAINED)  # pretraining goes by its own
+    assert recipe.data.image_size == 224
+    assert "image_size 224: the recipe leaves it open" in notes
+    assert backbones.timm_size("vit_base_patch16_384.augreg_in21k_ft_in1k") == 384
+    assert backbones.timm_size("vit_base_patch16_sapiens2") == (1024, 768)
+    assert backbones.timm_size("test_resnet.no_such_tag") is None
+
+
 def test_the_last_epoch_must_be_a_validated_one():
     recipe = parse_recipe(CLASSIFY | {"epochs": 12, "trainer": {"check_val_every_n_epoch": 4}}).single
     build.check_validation(recipe)

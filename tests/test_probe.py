@@ -8,9 +8,12 @@ import pytest
 import torch
 import yaml
 
-from visiontune import backbones
+from visiontune import backbones, build
 from visiontune.__main__ import main
+from visiontune.export import save_timm_folder
 from visiontune.fit import main as fit
+from visiontune.probe import labelled_recipe, prepare
+from visiontune.recipe import parse_recipe
 
 
 def small(pictures, *more):
@@ -80,6 +83,21 @@ def test_embeddings_are_those_of_plain_timm_behind_its_normalisation(tmp_path, p
     with torch.no_grad():
         truth = backbones.embed(model.eval(), (images - mean) / std)
     assert torch.allclose(x, truth, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_weights_file_of_a_named_backbone_is_probed_at_the_size_that_it_is_tuned_at(tmp_path, pictures, told):
+    model = backbones.create("test_resnet", image_size=32)
+    save_timm_folder(model, tmp_path / "made", model.spec, mean=[0.5] * 3, std=[0.5] * 3)
+    if not told:
+        (tmp_path / "made" / "config.json").unlink()
+    file = str(tmp_path / "made" / "model.safetensors")
+    size = 32 if told else 160  # what the config beside it says, else timm
+    probed = labelled_recipe("test_resnet", str(pictures / "train"), weights=file)
+    assert prepare(probed).recipe.data.image_size == size
+    raw = {"task": "classify", "backbone": {"name": "test_resnet", "weights": file}}
+    tuned = parse_recipe(raw | {"data": {"train": str(pictures / "train"), "val": str(pictures / "val"), "batch_size": 8}}).single
+    assert build.derive(tuned, build.find_pictures(tuned), 1)[0].data.image_size == size
 
 
 def test_a_broken_picture_is_left_out_and_told(tmp_path, pictures, capsys):

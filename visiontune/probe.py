@@ -259,9 +259,8 @@ def network_of(backbone: str, weights: str | None) -> tuple[dict[str, Any], Any]
     if not path.exists():
         if problem := backbones.check_name(backbone):
             raise UserError(f"probe: got {backbone!r}, which is no folder, and {problem}")
-        cfg: Any = timm.get_pretrained_cfg(backbone)
-        told = bool(weights and Path(weights).is_dir())  # a run tells it itself
-        return {"name": backbone, "weights": weights or "timm"}, None if told else cfg.input_size[-1] if cfg else 224
+        # random ones see what timm's do; for others a recipe asks the weights, and timm
+        return {"name": backbone, "weights": weights or "timm"}, backbones.timm_size(backbone) if weights == "random" else None
     place = build.weights_path(backbone)
     config = backbones.read_config(place)
     if config is None and path.is_file():

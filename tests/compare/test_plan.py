@@ -159,6 +159,21 @@ def test_a_runs_pooling_is_not_that_of_weights_that_were_trained_with_another(tm
     assert [cell.recipe.backbone.args["global_pool"] for cell in given.cells] == ["avg", "avg"]
 
 
+def test_all_weights_see_pictures_of_one_size_and_an_older_comparison_keeps_its_own(tmp_path, recipes):
+    recipe = recipes["classify"] | {"backbone": {"name": "test_resnet"}}
+    del recipe["data"]["image_size"]
+    plan = planned(tmp_path, recipe, weights=("random", "timm"))
+    assert [cell.recipe.data.image_size for cell in plan.cells] == [160, 160]
+    assert "image_size 160: as timm's weights were made, for all weights" in plan.notes
+    alone = planned(tmp_path, recipe)
+    assert [cell.recipe.data.image_size for cell in alone.cells] == [224]
+    del plan.settings["recipe"]["data"]["image_size"]  # as it was written once, when all saw 224 pixels
+    plan.save(tmp_path / plan.FILE)
+    older = load_plan(tmp_path)
+    assert [cell.recipe.data.image_size for cell in older.cells] == [224, 224]
+    assert planned(tmp_path, recipe, weights=("random", "timm")).differs_from(older) == "data.image_size: 224, now 160"
+
+
 def classify(recipes, epochs, batch=16, **more):
     raw = recipes["classify"] | {"epochs": epochs} | more
     return parse_recipe(raw | {"data": raw["data"] | {"batch_size": batch}}).single

@@ -1,6 +1,6 @@
 """timm behind one face: create a backbone, load weights into it from anywhere, ask it for embeddings, tokens and levels."""
 
-from visiontune.backbones.create import STEM_KEY, Spec, Stem, check_name, create, spec_of
+from visiontune.backbones.create import STEM_KEY, Spec, Stem, check_name, create, spec_of, timm_size
 from visiontune.backbones.face import (
     Face,
     any_size,
@@ -27,6 +27,5 @@ __all__ = [
     "STEM_KEY", "Face", "LoadReport", "Spec", "Stem", "any_size", "check_name", "create", "describe", "embed", "embed_and_tokens",
     "features", "fitting_masked_methods", "has_attention", "head_names", "is_plain_vit", "layer_order", "levels", "load_beside",
     "load_weights", "mean_of_patches", "reached", "read_config", "read_weights", "rebuild", "repeated_blocks", "spec_of",
-    "to_channels_last", "tokens",
-    "undisturbed",
+    "timm_size", "to_channels_last", "tokens", "undisturbed",
 ]  # fmt: skip

@@ -65,6 +65,18 @@ def check_name(name: str) -> str | None:
     return f"timm {timm.__version__} knows no backbone of this name{hint}"
 
 
+def timm_size(name: str) -> int | tuple[int, int] | None:
+    """Pixels of a side, or height and width, of the pictures that timm's weights of this name were trained on; None if timm tells none."""
+    try:
+        cfg: Any = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # weights that the architecture has not; told where the backbone is made
+        return None
+    if cfg is None:
+        return None
+    _, H, W = cfg.input_size
+    return H if H == W else (H, W)
+
+
 def create(
     name: str,
     *,

@@ -18,6 +18,8 @@ from visiontune.module import Module
 from visiontune.recipe import DetectRecipe, PretrainRecipe, Recipe
 from visiontune.recipe.schema import is_path, options_of, repeats_of
 
+SIZE = 224  # pixels of a side, where nothing tells
+
 
 def derive(recipe: Recipe, tables: Tables, processes: int, *, stands_in: bool = False) -> tuple[Recipe, list[str]]:
     """A copy in which nothing is `auto` or unset any more, and a line of reason for each number that was found.
@@ -125,10 +127,23 @@ def _derive_backbone(found: Recipe) -> list[str]:
     if isinstance(found, DetectRecipe):
         notes += fill_size(found, on_cpu=on_cpu(found.trainer.accelerator))
     if data.image_size is None:
-        data.image_size = made.image_size if made else 224
+        if made:
+            data.image_size, why = made.image_size, "as its weights were made"
+        elif isinstance(found, PretrainRecipe):
+            data.image_size, why = SIZE, "the recipe leaves it open" if b.weights == "timm" else "neither the recipe nor the weights tell"
+        else:
+            data.image_size, why = size_of(b.weights, b.name)
         size = "x".join(map(str, data.image_size)) if isinstance(data.image_size, tuple) else data.image_size
-        notes.append(f"image_size {size}: {'as its weights were made' if made else 'neither the recipe nor the weights tell'}")
+        notes.append(f"image_size {size}: {why}")
     return notes
+
+
+def size_of(weights: str, name: str) -> tuple[int | tuple[int, int], str]:
+    """Pixels of the pictures that a backbone is tuned on where neither the recipe nor a config beside its weights tells, and why."""
+    size = backbones.timm_size(name) if weights != "random" else None
+    if size is None:
+        return SIZE, "neither the recipe nor the weights tell"
+    return size, "as timm's weights were made" if weights == "timm" else f"timm's for {name}, the weights do not tell"
 
 
 def _derive_method(recipe: PretrainRecipe, pictures: int) -> list[str]:

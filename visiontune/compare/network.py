@@ -1,10 +1,11 @@
-"""One network for all weights of a comparison: what run folders say of theirs holds for the others, too."""
+"""One network and one size of pictures for all weights of a comparison: what some of them say of theirs holds for the others, too."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from visiontune import backbones, build
+from visiontune.build.numbers import SIZE, size_of
 from visiontune.errors import UserError
 from visiontune.recipe import DetectRecipe, Judged
 from visiontune.recipe.schema import is_path
@@ -32,18 +33,27 @@ def short_names(weights: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def share_network(recipe: Judged, paths: dict[str, str]) -> list[str]:
+def share_network(recipe: Judged, weights: dict[str, str]) -> list[str]:
     """Fill in, in place, what run folders and exported folders say of their network, for all weights alike; in words.
+
+    Args:
+        recipe: of all runs.
+        weights: by their short names.
 
     Raises:
         UserError: if they are of different networks, or were made for different sizes of pictures and the recipe names none.
     """
     specs: dict[str, backbones.Spec] = {}
-    for short, weights in paths.items():
-        if config := backbones.read_config(build.weights_path(weights)):
+    for short, place in weights.items():
+        if is_path(place) and (config := backbones.read_config(build.weights_path(place))):
             specs[short] = backbones.Spec.of(config)
-    if not specs:
-        return []
+    notes = _share_backbone(recipe, specs) if specs else []
+    if recipe.data.image_size is None and not isinstance(recipe, DetectRecipe):  # which wants larger ones
+        notes += _share_size(recipe, specs, weights)
+    return notes
+
+
+def _share_backbone(recipe: Judged, specs: dict[str, backbones.Spec]) -> list[str]:
     b, source = recipe.backbone, next(iter(specs))
     spec, notes = specs[source], []
     for short, other in specs.items():
@@ -69,14 +79,30 @@ def share_network(recipe: Judged, paths: dict[str, str]) -> list[str]:
     if b.stem is None and spec.stem != "timm":
         b.stem = spec.stem
         notes.append(f"stem {b.stem}: as {source} was made, for all weights")
-    if recipe.data.image_size is None and not isinstance(recipe, DetectRecipe):  # which wants larger ones
-        sizes = {short: other.image_size for short, other in specs.items()}
-        if len(set(sizes.values())) > 1:
-            told = ", ".join(f"{short} {size}" for short, size in sizes.items())
-            raise UserError(f"data.image_size: weights were made for different sizes of pictures ({told}); set one for all")
-        recipe.data.image_size = spec.image_size
-        notes.append(f"image_size {spec.image_size}: as {source} was made, for all weights")
     return notes
+
+
+def _share_size(recipe: Judged, specs: dict[str, backbones.Spec], weights: dict[str, str]) -> list[str]:
+    """Rows that differ in their weights alone see pictures of one size. It is written down whatever it is: a comparison keeps it."""
+    sizes = {short: spec.image_size for short, spec in specs.items()}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{short} {size}" for short, size in sizes.items())
+        raise UserError(f"data.image_size: weights were made for different sizes of pictures ({told}); set one for all")
+    for short, size in sizes.items():
+        recipe.data.image_size = size
+        return [f"image_size {size}: as {short} was made, for all weights"]
+    if recipe.backbone.name is None:
+        return []  # told where the backbone is made
+    trained = sorted((w for w in weights.values() if w != "random"), key=lambda w: w != "timm")  # whose size is sure comes first
+    recipe.data.image_size, why = size_of(trained[0] if trained else "random", recipe.backbone.name)
+    return [f"image_size {recipe.data.image_size}: {why}, for all weights"]
+
+
+def with_its_size(raw: dict[str, Any]) -> dict[str, Any]:
+    """A comparison's recipe from before its size of pictures was always written down: what no run folder told was this."""
+    if raw["task"] == "classify" and raw["data"].get("image_size") is None:
+        raw["data"]["image_size"] = SIZE
+    return raw
 
 
 def _shape(spec: backbones.Spec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 from visiontune import build
 from visiontune.checks import CHECKS
 from visiontune.compare.labels import Labels, fit_to_labels
-from visiontune.compare.network import POOLING, share_network, short_names
+from visiontune.compare.network import POOLING, share_network, short_names, with_its_size
 from visiontune.errors import UserError, some
 from visiontune.recipe import DetectRecipe, Judged, Validated, load_recipe, parse_recipe
 from visiontune.recipe.schema import is_path, repeats_of
@@ -141,7 +141,7 @@ def make_plan(
             raise UserError(f"--labels: got {own!r}; a picture has boxes of several classes: give shares of the pictures, as 10%")
         if first is None:
             first = recipe
-            notes = share_network(first, paths)
+            notes = share_network(first, named)
             more = [f"backbone.name={first.backbone.name}"] if first.backbone.name else []
     assert first is not None, "argparse asks for one"
     settings = {
@@ -167,6 +167,7 @@ def load_plan(folder: Path) -> Plan:
         beside = f"; comparisons in {parent}: {some(there)}" if there else ""
         raise UserError(f"--resume: {folder} holds no {Plan.FILE}, so it is no comparison{beside}")
     settings, _ = read_yaml(file.read_text(), Plan.FILE)
+    settings["recipe"] = with_its_size(settings["recipe"])
     return _plan(settings, [])
 
 
