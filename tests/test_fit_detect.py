@@ -19,6 +19,7 @@ from visiontune.__main__ import main as visiontune_main
 from visiontune.build import derive, find_pictures, rehearse
 from visiontune.build.detecting import fill_detection, words_on_small
 from visiontune.data.detection.read import read_boxes
+from visiontune.errors import UserError
 from visiontune.fit import main
 from visiontune.recipe import parse_recipe
 from visiontune.run import given_data, recipe_data
@@ -109,6 +110,18 @@ def test_other_formats_a_share_for_validation_and_few_pictures(tmp_path, recipe,
     assert there + val == 14
     assert val >= 3
     assert used == pytest.approx(0.6 * there, abs=1.5)
+
+
+def test_a_share_for_validation_is_drawn_by_its_own_seed_where_it_has_one(recipe):
+    def set_aside(seed, **keys):
+        given = parse_recipe(recipe | {"seed": seed, "data": recipe["data"] | {"val": 0.3} | keys}).single
+        val = find_pictures(given).val
+        return [val.path(i) for i in range(len(val))]
+
+    assert set_aside(0, val_seed=3) == set_aside(1, val_seed=3) == set_aside(3)
+    assert set_aside(0) != set_aside(3)
+    with pytest.raises(UserError, match="data.val_seed: got 3; expected data.val to be a share of data.train, whose pictures it draws"):
+        parse_recipe(recipe | {"data": recipe["data"] | {"val_seed": 3}})
 
 
 def test_every_head_by_its_name_alone(tmp_path, recipe):

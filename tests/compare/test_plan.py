@@ -174,6 +174,42 @@ def test_all_weights_see_pictures_of_one_size_and_an_older_comparison_keeps_its_
     assert planned(tmp_path, recipe, weights=("random", "timm")).differs_from(older) == "data.image_size: 224, now 160"
 
 
+def test_a_share_for_validation_is_set_aside_once_for_all_seeds(tmp_path, recipes):
+    recipe = recipes["classify"]
+    recipe["data"] |= {"val": 0.25}
+
+    def parts(plan):
+        """What judges each run, and all that it could be trained on, by seed."""
+        found = {}
+        for cell in plan.cells:
+            tables = build.find_pictures(cell.recipe)
+            assert not names(tables.train) & names(tables.val)
+            found.setdefault(cell.seed, []).append((names(tables.val), names(tables.train)))
+        return found
+
+    plan = planned(tmp_path, recipe, labels=("100%", "3"), seeds=(0, 1))
+    assert "data.val_seed 0: the share 0.25 of the pictures is set aside once, and judges all seeds" in plan.notes
+    found = parts(plan)
+    assert found[0][0] == found[1][0]
+    assert found[0][1][0] == found[1][1][0]
+    assert found[0][1][1] != found[1][1][1]  # labels of each seed's own, of the same pool
+    assert plan.judged_alike
+    assert planned(tmp_path, recipe, overrides=("data.val_seed=7",)).cells[0].recipe.data.val_seed == 7
+
+    del plan.settings["recipe"]["data"]["val_seed"]  # as it was written once
+    plan.save(tmp_path / plan.FILE)
+    older = load_plan(tmp_path)
+    assert [cell.recipe.data.val_seed for cell in older.cells] == [None] * 4
+    found = parts(older)
+    assert found[0][0][0] != found[1][0][0]
+    assert not older.judged_alike
+    assert planned(tmp_path, recipe, labels=("100%", "3"), seeds=(0, 1)).differs_from(older) == "data.val_seed: None, now 0"
+
+
+def names(table):
+    return {table.path(i) for i in range(len(table))}
+
+
 def classify(recipes, epochs, batch=16, **more):
     raw = recipes["classify"] | {"epochs": epochs} | more
     return parse_recipe(raw | {"data": raw["data"] | {"batch_size": batch}}).single

@@ -78,6 +78,11 @@ def test_means_spreads_and_paired_differences_are_those_of_scipy(plan):
         "below 0.001", "0.00097"
     )
     assert "1,000 pictures" in table.caption(summary)
+    assert "All are judged on the same 1,000 pictures" in table.caption(summary)
+    plan.cells[0].recipe.data.val = 0.2  # of a comparison in which each seed set aside its own
+    own = table.caption(table.summarise(plan, table.rows_of(plan, outcomes(plan), {})))
+    assert "Each seed is judged on 1,000 pictures that it set aside itself" in own
+    assert "same" not in own
     (row,) = [r for r in summary.for_machines() if r["weights"] == "mae" and r["labels"] == "1 %"]
     assert row["difference"] == pytest.approx(0.32 / 3)
     assert row["pairs"] == 3

@@ -23,6 +23,7 @@ from visiontune.errors import UserError, counted, some
 from visiontune.metrics.detection import find_counter
 from visiontune.recipe import DetectRecipe
 from visiontune.recipe.detection import BoxSource, own_options
+from visiontune.recipe.schema import share_seed
 
 SIZE = {"gpu": 640, "cpu": 320}  # pixels of a side; 640 as YOLO and DETR's fast kin take it, 320 so that a CPU is done
 # Pictures seen from pretrained weights, and from random ones, which take three times as many or more (arXiv 1811.08883, section 4). Ours.
@@ -52,7 +53,7 @@ def box_tables(recipe: DetectRecipe, reading: Reading) -> tuple[BoxTable, BoxTab
         val = _read(data.val, "data.val", reading, classes=train.classes)
         notes += val.notes
     else:
-        train, val = split_off_boxes(train, data.val, seed=recipe.seed)
+        train, val = split_off_boxes(train, data.val, seed=share_seed(recipe))
     total = len(train)
     if data.labels_fraction is not None:
         train = few_pictures(train, seed=recipe.seed, fraction=data.labels_fraction)

@@ -13,7 +13,7 @@ from visiontune.data.rows import is_table
 from visiontune.data.table import PictureTable
 from visiontune.errors import UserError, counted, some
 from visiontune.recipe import ClassifyRecipe
-from visiontune.recipe.schema import table_settings, type_of_val
+from visiontune.recipe.schema import share_seed, table_settings, type_of_val
 from visiontune.recipe.sections import Probe
 
 # Pictures of the largest class for one of the smallest, above which a run says it: below, a classifier hardly favours one.
@@ -31,7 +31,7 @@ def labelled_tables(recipe: ClassifyRecipe) -> tuple[PictureTable, PictureTable,
     notes = [*train.notes, *(val.notes if val is not None else ())]
     if val is None:
         assert isinstance(data.val, float)
-        train, val = split_off(train, data.val, seed=recipe.seed)
+        train, val = split_off(train, data.val, seed=share_seed(recipe))
     total = len(train)
     train = few_labels(train, seed=recipe.seed, fraction=data.labels_fraction, per_class=data.labels_per_class)
     used = f"{len(train)} of {total}" if len(train) < total else str(total)

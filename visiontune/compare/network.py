@@ -1,4 +1,4 @@
-"""One network and one size of pictures for all weights of a comparison: what some of them say of theirs holds for the others, too."""
+"""What all runs of a comparison share: one network and one size of pictures, of which some weights tell; pictures to be judged on."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +96,16 @@ def _share_size(recipe: Judged, specs: dict[str, backbones.Spec], weights: dict[
     trained = sorted((w for w in weights.values() if w != "random"), key=lambda w: w != "timm")  # whose size is sure comes first
     recipe.data.image_size, why = size_of(trained[0] if trained else "random", recipe.backbone.name)
     return [f"image_size {recipe.data.image_size}: {why}, for all weights"]
+
+
+def share_validation(recipe: Judged) -> list[str]:
+    """Fill in, in place, by which seed a share of the pictures judges all runs: by each run's own, labels would come out of other pictures,
+    and scores be of others."""
+    data = recipe.data
+    if not isinstance(data.val, float) or data.val_seed is not None:
+        return []
+    data.val_seed = 0
+    return [f"data.val_seed 0: the share {data.val:g} of the pictures is set aside once, and judges all seeds"]
 
 
 def with_its_size(raw: dict[str, Any]) -> dict[str, Any]:

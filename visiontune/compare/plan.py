@@ -1,7 +1,7 @@
 """Which runs a comparison is made of. What all of them share is settled here, so that rows differ in their weights alone.
 
 - One network: the recipe's; what run folders say of theirs (arguments, stem, size of pictures) holds for the other weights, too.
-- The labels of one seed are the same for all weights, and fewer are among more.
+- All are judged on the same pictures. The labels of one seed are the same for all weights, and fewer are among more.
 - Passes over few pictures are few steps: see `labels.fit_to_labels`.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from visiontune import build
 from visiontune.checks import CHECKS
 from visiontune.compare.labels import Labels, fit_to_labels
-from visiontune.compare.network import POOLING, share_network, short_names, with_its_size
+from visiontune.compare.network import POOLING, share_network, share_validation, short_names, with_its_size
 from visiontune.errors import UserError, some
 from visiontune.recipe import DetectRecipe, Judged, Validated, load_recipe, parse_recipe
 from visiontune.recipe.schema import is_path, repeats_of
@@ -90,6 +90,12 @@ class Plan:
             return monitor
         return "map" if isinstance(self.cells[0].recipe, DetectRecipe) else "macro_ap" if self.several else "top1"
 
+    @property
+    def judged_alike(self) -> bool:
+        """Whether all runs are judged on the same pictures; not so where each seed sets aside its own, as it once did."""
+        data = self.cells[0].recipe.data
+        return not isinstance(data.val, float) or data.val_seed is not None or len(self.seeds) == 1
+
     def save(self, file: Path) -> None:
         header = ["go on with it by: python -m visiontune compare --resume FOLDER"]
         dump_yaml(self.settings, file, header)
@@ -141,7 +147,7 @@ def make_plan(
             raise UserError(f"--labels: got {own!r}; a picture has boxes of several classes: give shares of the pictures, as 10%")
         if first is None:
             first = recipe
-            notes = share_network(first, named)
+            notes = share_network(first, named) + share_validation(first)
             more = [f"backbone.name={first.backbone.name}"] if first.backbone.name else []
     assert first is not None, "argparse asks for one"
     settings = {

@@ -122,6 +122,7 @@ class Summary:
         points: by weights and labels; only where a run finished.
         sentences: the differences in words.
         val_pictures: how many pictures each run was judged on.
+        judged_alike: they are the same ones for all seeds.
     """
 
     metric: str
@@ -130,6 +131,7 @@ class Summary:
     points: dict[tuple[str, str], Point]
     sentences: list[str]
     val_pictures: int | None
+    judged_alike: bool
 
     @property
     def headline(self) -> list[str]:
@@ -174,7 +176,8 @@ def summarise(plan: Plan, rows: Sequence[dict[str, Any]]) -> Summary:
             against = paired([own[s] for s in both], [base[s] for s in both]) if both else None
             points[weights, labels] = Point(weights, labels, pictures[labels], own, against)
     counts = [int(row["val_pictures"]) for row in done if row.get("val_pictures")]
-    return Summary(plan.metric, plan.weights, plan.labels, points, _sentences(plan, points), min(counts, default=None))
+    sentences, judged = _sentences(plan, points), min(counts, default=None)
+    return Summary(plan.metric, plan.weights, plan.labels, points, sentences, judged, plan.judged_alike)
 
 
 def verdict(against: Paired) -> str:
@@ -232,6 +235,9 @@ def caption(summary: Summary) -> str:
     chosen = f"{told(summary.metric)} of the last epoch in %{spread}"
     if not summary.val_pictures or summary.metric != "top1":
         return f"{chosen}."
+    if not summary.judged_alike:
+        own = f"{summary.val_pictures:,} pictures that it set aside itself"
+        return f"{chosen}. Each seed is judged on {own}, so the spread is also that of such pictures."
     top = max(p.mean for p in summary.points.values())
     error = 100 * (top * (1 - top) / summary.val_pictures) ** 0.5
     judged = f"All are judged on the same {summary.val_pictures:,} pictures"

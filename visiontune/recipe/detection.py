@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, crea
 from visiontune.data.detection.views import BOX_PIPELINES, BoxView
 from visiontune.ranges import Fraction, NonNegativeFloat, OpenFraction, PositiveFloat, PositiveInt
 from visiontune.recipe.options import attribute_meanings, detection_heads, read_options
-from visiontune.recipe.sections import Ascending, Pixels, Section, named, pipeline_named
+from visiontune.recipe.sections import Ascending, Pixels, Section, ShareSeed, named, pipeline_named
 
 DEFAULT = "fcos"
 OWN = "package.module.Class"  # stands for the name of a head of the user's own
@@ -57,6 +57,7 @@ class BoxesData(Pixels):
 
     train: BoxSource = Field(description="pictures to train on, with their boxes")
     val: BoxSource | OpenFraction = Field(description="pictures to validate on, with their boxes, or a share of `train` to set aside")
+    val_seed: ShareSeed = Field(None, description="of the pictures that a share `val` sets aside; default: the run's seed")
     batch_size: PositiveInt = Field(16, description="pictures per optimiser step over all devices and accumulation")
     augment: BoxAugment = Field(default_factory=_BoxViews, description="replaces keys of the pipeline")  # type: ignore[valid-type]
     min_box: NonNegativeFloat = Field(1.0, description="training boxes of at most so many pixels in width or height are left out")

@@ -107,6 +107,11 @@ def repeats_of(recipe: Recipe) -> int:
     return getattr(recipe.data, "repeats", 1)
 
 
+def share_seed(recipe: Judged) -> int:
+    """By which a share of the training pictures is set aside for validation."""
+    return recipe.seed if recipe.data.val_seed is None else recipe.data.val_seed
+
+
 def table_settings(section: Data | Probe) -> TableSettings:
     """What a section of a recipe says of its tables."""
     columns = section.columns

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, create_model
 
 from visiontune.data.policy import POLICIES
 from visiontune.data.views import View
@@ -37,6 +37,13 @@ def _way(text: str) -> str:
     return text
 
 
+def _of_a_share(seed: int | None, info: ValidationInfo) -> int | None:
+    if seed is not None and not isinstance(info.data.get("val", 0.0), float):
+        raise ValueError("data.val to be a share of data.train, whose pictures it draws")
+    return seed
+
+
+ShareSeed = Annotated[NonNegativeInt | None, AfterValidator(_of_a_share)]  # of a section whose `val` stands before it
 Tune = Annotated[str, AfterValidator(_way), WithJsonSchema({"type": "string", "pattern": ways.PATTERN, "examples": ["full", "last:2"]})]
 
 
@@ -171,6 +178,7 @@ class LabelledData(Data):
         description="folder or table with the same classes, or a share of `train` to set aside, by class; "
         "left out where the table `train` has a column that tells",
     )
+    val_seed: ShareSeed = Field(None, description="of the pictures that a share `val` sets aside; default: the run's seed")
     label_separator: Annotated[str, Field(min_length=1)] | Literal[False] | None = Field(
         None, description="stands between several labels in a cell of a table (default: | and ;), or false: a cell is one label as it is"
     )
