@@ -3,6 +3,7 @@ from typing import ClassVar
 
 import lightning as L
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import mixup_target
@@ -44,6 +45,15 @@ def test_the_loss_is_cross_entropy_with_label_smoothing():
 def test_a_new_classifier_starts_from_about_equal_scores():
     scores = classifier().eval()(torch.randn(8, 3, 32, 32)).softmax(dim=1)
     assert (scores - 0.25).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("classes", "told"), [(1000, True), (4, False)])
+def test_timms_classifier_is_left_out_and_where_it_would_fit_that_is_told(monkeypatch, classes, told):
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **more: made(name, **more))  # without fetching
+    notes = Classifier("test_resnet", num_classes=classes, weights="timm").notes
+    assert any(n.startswith("classifier: new; timm's has 1,000 classes, too, but nothing says that they are these") for n in notes) == told
+    assert Classifier("test_resnet", num_classes=classes).notes == []
 
 
 def test_accuracy_counts_every_picture_once_whatever_the_batches():

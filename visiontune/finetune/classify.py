@@ -95,6 +95,9 @@ class Classifier(Module):
         fits = self.backbone.num_classes == num_classes
         if not fits:
             self.backbone.reset_classifier(num_classes)
+        fetched = isinstance(backbone, str) and common.get("weights") == "timm"
+        if fetched and self.backbone.pretrained_cfg.get("num_classes") == num_classes:
+            self.notes.append(f"classifier: new; timm's has {num_classes:,} classes, too, but nothing says that they are these")
         if isinstance(backbone, str) or not fits:  # a classifier that came with a module of one's own stays as it is
             # Small weights start from about equal scores, whatever the backbone's scale.
             for parameter in self.classifier_parameters():
