@@ -6,6 +6,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import run_command
+from visiontune.__main__ import main as verb
 from visiontune.fit import main
 from visiontune.recipe.options import methods
 
@@ -135,3 +136,22 @@ def test_through_the_real_command_there_is_no_traceback_either(tmp_path):
     assert done.returncode == 2
     assert "no file nothing.yaml and no shipped recipe of that name" in done.stderr
     assert run_command("visiontune.fit", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "RUN", "PICTURES", "--workers", "-1"], "--workers: got '-1'; expected a whole number, 0 or more"),
+        (["embed", "RUN", "PICTURES", "--out", "e.npz", "--workers", "two"], "--workers: got 'two'; expected a whole number, 0 or more"),
+        (["embed", "resnet18", "PICTURES", "--out", "e.npz", "--image-size", "0"], "--image-size: got '0'; expected a whole number, 1"),
+        (["predict", "RUN", "PICTURES", "--batch-size", "0"], "--batch-size: got '0'; expected a whole number, 1 or more"),
+        (["probe", "resnet18", "PICTURES", "--at", "0"], "--at: got '0'; expected a whole number, 1 or more"),
+        (["benchmark", "PICTURES", "--at", "-64"], "--at: got '-64'; expected a whole number, 1 or more"),
+        (["compare", "RECIPE", "--min-steps", "-1"], "--min-steps: got '-1'; expected a whole number, 0 or more"),
+        (["check", "PICTURES", "--tiny", "-1"], "--tiny: got '-1'; expected a whole number, 0 or more"),
+    ],
+)
+def test_numbers_that_an_option_cannot_have(capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        verb(words)
+    assert f"error: argument {message}" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from visiontune.verbs.words import parser_of, progress_of, writable
+from visiontune.verbs.words import at_least, parser_of, progress_of, writable
 
 if TYPE_CHECKING:
     from visiontune.predict import BoxPredictor, DetectorModel, Sources
@@ -114,7 +114,7 @@ def embed(argv: list[str]) -> int:
     _add_pictures(parser)
     parser.add_argument("--out", required=True, metavar="FILE", help="FILE.npz (paths, embeddings), FILE.parquet or FILE.csv")
     parser.add_argument("--weights", metavar="WEIGHTS", help="of a backbone by name: timm (default, fetched), random, a file or a run")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="for a backbone by name (default: timm's)")
+    parser.add_argument("--image-size", type=at_least(1), metavar="PIXELS", help="for a backbone by name (default: timm's)")
     args = parser.parse_args(argv)
     from visiontune.errors import UserError, counted
     from visiontune.predict import BoxPredictor, check_format, from_words, load_or_create, write_embeddings
@@ -188,15 +188,9 @@ def _export_detector(model: "DetectorModel", out: Path, nms: Any, options: dict[
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="pictures, folders of them, shards; - reads paths from standard input")
-    parser.add_argument("--batch-size", type=_count, metavar="N", help="pictures at once (default: 64; of boxes 16)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    parser.add_argument("--batch-size", type=at_least(1), metavar="N", help="pictures at once (default: 64; of boxes 16)")
+    parser.add_argument("--workers", type=at_least(0), metavar="N", help="threads that decode (default: one a core)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"got {number}; expected a number above 0")
-    return number
 
 
 def _device(name: str, model: str) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from visiontune.verbs.words import parser_of, progress_of, writable
+from visiontune.verbs.words import at_least, parser_of, progress_of, writable
 
 
 def check(argv: list[str]) -> int:
@@ -17,7 +17,7 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("--csv", metavar="OUT", help="of pictures and annotations: list every problem in this file")
     parser.add_argument("--boxes-only", action="store_true", help="of annotations: do not read the pictures")
-    parser.add_argument("--tiny", type=int, default=32, metavar="PIXELS", help="of pictures: short side below which one is tiny")
+    parser.add_argument("--tiny", type=at_least(0), default=32, metavar="PIXELS", help="of pictures: short side below which one is tiny")
     args = parser.parse_intermixed_args(argv)
     from visiontune.data.rows import is_table
     from visiontune.data.shards import is_shards

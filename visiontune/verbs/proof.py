@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from visiontune.verbs.words import parser_of, writable
+from visiontune.verbs.words import at_least, parser_of, writable
 
 
 def probe(argv: list[str]) -> int:
@@ -16,7 +16,7 @@ def probe(argv: list[str]) -> int:
     overrides, argv = _split_overrides(argv)
     parser.add_argument("--val", metavar="DATA|SHARE", help="pictures to score on, or a share to set aside (default: 0.2 of a folder)")
     parser.add_argument("--weights", metavar="WEIGHTS", help="of a timm name: timm (default, fetched), random, a file or a run")
-    parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures (default: as the weights were made)")
+    parser.add_argument("--at", type=at_least(1), metavar="PIXELS", help="size of pictures (default: as the weights were made)")
     parser.add_argument(
         "--probes", nargs="+", default=["knn", "linear", "few"], metavar="PROBE", help="some of: knn linear few (default: all)"
     )
@@ -55,7 +55,9 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("--resume", metavar="FOLDER", help="go on with a comparison; the same command does so, too")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one for each CUDA device, else one)")
     parser.add_argument("--devices", nargs="+", default=[], metavar="N", help="numbers of CUDA devices to use (default: all)")
-    parser.add_argument("--min-steps", type=int, default=500, metavar="N", help="fewest optimiser steps with few labels (default: 500)")
+    parser.add_argument(
+        "--min-steps", type=at_least(0), default=500, metavar="N", help="fewest optimiser steps with few labels (default: 500)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, list the runs, train nothing")
     overrides, argv = _split_overrides(argv)
     args = parser.parse_args(argv)
@@ -97,7 +99,9 @@ def benchmark(argv: list[str]) -> int:
                         help="of: knn linear few finetune (default: knn linear); of boxes: detect")  # fmt: skip
     parser.add_argument("--epochs", type=int, metavar="N", help="of finetune and detect, alike for all backbones (default: few)")
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 5, 10], metavar="K", help="labels a class of `few` (default: 1 5 10)")
-    parser.add_argument("--at", type=int, metavar="PIXELS", help="size of pictures, for all (default: as each one's weights were made)")
+    parser.add_argument(
+        "--at", type=at_least(1), metavar="PIXELS", help="size of pictures, for all (default: as each one's weights were made)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: the fastest that is there)")
     parser.add_argument("--precision", default="auto", help="of what is timed, as trainer.precision of a recipe (default: by the device)")
     parser.add_argument("--compile", action="store_true", help="time them compiled by torch.compile, too, and tell the gain")

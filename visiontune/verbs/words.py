@@ -11,6 +11,25 @@ def parser_of(name: str, verb: Callable[[list[str]], int]) -> argparse.ArgumentP
     return argparse.ArgumentParser(prog=f"python -m visiontune {name}", description=verb.__doc__)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Of an option: whole numbers from `least` on, for argparse to tell of any other.
+
+    >>> at_least(1)("64")
+    64
+    """
+
+    def number(text: str) -> int:
+        try:
+            given = int(text)
+        except ValueError:
+            given = least - 1
+        if given < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number, {least} or more")
+        return given
+
+    return number
+
+
 def writable(file: str, *, key: str = "--csv") -> None:
     """Whether a file can be written is found before hours of work, not after; one that is not there is not left behind."""
     from visiontune.errors import UserError
