@@ -156,6 +156,15 @@ def test_classes_that_the_data_has_not_are_of_nothing(run, tmp_path, capsys):
     assert scores["balanced_accuracy"] == pytest.approx(np.mean([float(r["recall"]) for r in others]), abs=1e-5)
 
 
+def test_pictures_of_one_class_are_judged_too(run, pictures, tmp_path):
+    shutil.copytree(pictures / "val" / "standing", tmp_path / "one" / "standing")
+    assert verbs(["evaluate", str(run), str(tmp_path / "one"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    rows = rows_of(tmp_path / "out" / "predictions.csv")
+    assert [r["truth"] for r in rows] == ["standing"] * 8
+    assert result["top1"] == pytest.approx(np.mean([r["label"] == "standing" for r in rows]))
+
+
 MISTAKES = [
     ("a class that the model has not", "zoo", "evaluate: {data} has classes that training has not: flying; training has lying, standing"),
     ("pictures without labels", "val/lying", "evaluate: {data} holds 8 pictures and no class folders"),

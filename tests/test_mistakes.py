@@ -1,5 +1,8 @@
 """What users get wrong: each ends with the cause named, exit status 2 and no traceback."""
 
+import re
+import shutil
+
 import numpy as np
 import pytest
 import yaml
@@ -7,7 +10,11 @@ from PIL import Image
 
 from tests.conftest import run_command
 from visiontune.__main__ import main as verb
+from visiontune.build import find_pictures
+from visiontune.checks import CHECKS
+from visiontune.errors import UserError
 from visiontune.fit import main
+from visiontune.recipe import parse_recipe
 from visiontune.recipe.options import methods
 
 
@@ -76,8 +83,6 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("changes", "message"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
 def test_the_cause_is_named(tmp_path, pictures, capsys, changes, message):
-    import re
-
     recipe = simple(pictures, **changes)
     if "probe" in changes:
         recipe["probe"] = dict.fromkeys(("train", "val"), str(pictures / "train" / "lying"))
@@ -120,6 +125,32 @@ def test_labelled_folders_that_do_not_fit(tmp_path, pictures, capsys):
     assert "classes that training has not: z; training has a, b" in capsys.readouterr().err
     assert main([str(path), "--out", str(tmp_path / "run2"), "data.labels_fraction=0.5", "data.labels_per_class=1"]) == 2
     assert "stands beside data.labels_fraction" in capsys.readouterr().err
+
+
+def test_one_class_is_too_few_to_train_on_and_enough_to_validate_on(tmp_path, pictures, capsys):
+    shutil.copytree(pictures / "val" / "standing", tmp_path / "one" / "standing")
+    one, two = str(tmp_path / "one"), str(pictures / "train")
+    for section, train, val, told in (
+        (
+            "data",
+            one,
+            two,
+            f"data.train: {one} has only one class folder (standing); labelled pictures lie in one sub-folder a class, of two",
+        ),
+        ("data", two, one, ""),
+        ("probe", one, two, f"probe.train: {one} has only one class folder (standing)"),
+        ("probe", two, one, ""),
+    ):
+        raw = {"task": "classify" if section == "data" else "pretrain", "backbone": {"name": "test_vit"}}
+        raw |= {"method": "mae", "data": {"train": two}} if section == "probe" else {}
+        raw[section] = {"train": train, "val": val}
+        if told:
+            with pytest.raises(UserError, match=re.escape(told)):
+                parse_recipe(raw, checks=CHECKS)
+            continue
+        tables = find_pictures(parse_recipe(raw | {"data": raw["data"] | {"batch_size": 8}}, checks=CHECKS).single)
+        judged = tables.val if section == "data" else tables.probe[1]
+        assert (judged.classes, judged.labels.tolist()) == (("lying", "standing"), [1] * 8)
 
 
 def test_through_the_real_command_there_is_no_traceback_either(tmp_path):

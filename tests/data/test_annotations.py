@@ -32,8 +32,9 @@ def table(tmp_path):
     return write
 
 
-def read(file, /, *, labelled=True, several=None, max_broken=0.01, **settings):
-    return list_pictures(file, labelled=labelled, several=several, max_broken=max_broken, settings=TableSettings(**settings))
+def read(file, /, *, labelled=True, fewest=2, several=None, max_broken=0.01, **settings):
+    table = TableSettings(**settings)
+    return list_pictures(file, labelled=labelled, fewest=fewest, several=several, max_broken=max_broken, settings=table)
 
 
 def read_split(path, **settings):
@@ -129,7 +130,10 @@ def test_the_separator_is_a_key_and_may_be_none(table):
 
 def test_one_class_is_enough_to_validate_on_and_to_look_at(table):
     path = table("path,label\nimg/0.png,cat\nimg/1.png,cat\n")
-    assert read(path, several=False).labels.tolist() == [0, 0]
+    for several in (None, False):
+        assert read(path, fewest=1, several=several).labels.tolist() == [0, 0]
+        with pytest.raises(UserError, match=r"are of one class \(cat\) in column 'label'; two classes are needed"):
+            read(path, several=several)
     assert read(path, several=True).targets.tolist() == [[1], [1]]
     assert read(path, labelled=None).classes == ()
     assert read(table("path,label\nimg/0.png,cat\nimg/1.png,\n"), separator="|").targets.tolist() == [[1], [0]]

@@ -188,6 +188,12 @@ def test_numbers_with_gaps_become_classes_without(tmp_path):
     assert (table.classes, table.labels.tolist()) == (("3", "7"), [1, 0, 1])
 
 
+def test_one_class_is_enough_where_that_is_said(tmp_path):
+    tar(tmp_path / "a.tar", {"1.png": png(1), "1.cls": b"4", "2.png": png(2), "2.cls": b"4"})
+    table = open_shards(str(tmp_path), key="data.val", labelled=True, fewest=1)
+    assert (table.classes, table.labels.tolist()) == (("4",), [0, 0])
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

@@ -103,7 +103,7 @@ def _pair(
         return found, None
     several = found.targets is not None
     own = replace(settings, split=None)  # a table of its own is for validation whole
-    judged = list_pictures(val, key=f"{section}.val", labelled=True, settings=own, several=several, max_broken=max_broken)
+    judged = list_pictures(val, key=f"{section}.val", labelled=True, fewest=1, settings=own, several=several, max_broken=max_broken)
     return found, align_labels(judged, found.classes, key=f"{section}.val", several=several)
 
 

@@ -45,9 +45,8 @@ def check_folders(raw: dict[str, Any]) -> Found:
         elif not _has_picture(folder):
             there = sorted(os.listdir(folder))
             found.append((name, f"no picture in {folder}; it {'holds ' + some(there) if there else 'is empty'}"))
-        elif (labelled or section == "probe") and sum(e.is_dir() for e in os.scandir(folder)) < 2:
-            has = "no class folders" if not any(e.is_dir() for e in os.scandir(folder)) else "only one class folder"
-            found.append((name, f"{folder} has {has}; labelled pictures lie in one sub-folder a class, of two classes or more"))
+        elif labelled or section == "probe":
+            found += _check_classes(name, folder, fewest=2 if key == "train" else 1)
     data = raw.get("data")
     for section in ("data",) * (raw.get("task") == "classify") + ("probe",):
         settings = raw.get(section)
@@ -61,6 +60,16 @@ def check_folders(raw: dict[str, Any]) -> Found:
     if isinstance(data, dict) and data.get("labels_fraction") is not None and data.get("labels_per_class") is not None:
         found.append(("data.labels_per_class", "stands beside data.labels_fraction; give one of them"))
     return found
+
+
+def _check_classes(name: str, folder: str, *, fewest: int) -> Found:
+    """A labelled folder with fewer class folders than are needed."""
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if len(classes) >= fewest:
+        return []
+    has = f"only one class folder ({classes[0]})" if classes else "no class folders"
+    which = ", of two classes or more" if fewest > 1 else ""
+    return [(name, f"{folder} has {has}; labelled pictures lie in one sub-folder a class{which}")]
 
 
 def _check_table(settings: dict[str, Any], section: str, key: str, path: str, *, labelled: bool) -> Found:

@@ -24,6 +24,7 @@ def open_table(
     *,
     key: str,
     labelled: bool | None,
+    fewest: int = 2,
     several: bool | None = None,
     max_broken: float = 0.01,
     part: str | None = None,
@@ -35,6 +36,7 @@ def open_table(
         settings: what the recipe says of it.
         key: the recipe's key, for messages.
         labelled: read labels; None does so where there is a column of them.
+        fewest: classes that there must be where pictures have one label each.
         several: whether pictures may have several labels; None: as it looks.
         max_broken: share of files that may be missing; they are met as broken pictures later.
         part: the rows of one part alone, by its own name in the column of parts.
@@ -54,7 +56,7 @@ def open_table(
         rows.columns = replace(rows.columns, notes=(*rows.columns.notes, f"{note}; {section_of(key)}.columns.split={column} looks at it"))
     if labelled is None and rows.columns.labels and not rows.columns.one_each and len({*rows.cells} - {"", None}) < 2:
         rows.columns = replace(rows.columns, labels=())  # as a folder of one folder is one without labels
-    return _build(rows, settings, keep, np.zeros(len(rows.paths), dtype=np.int8), several, max_broken)[0]
+    return _build(rows, settings, keep, np.zeros(len(rows.paths), dtype=np.int8), several, max_broken, fewest)[0]
 
 
 def open_split(
@@ -115,11 +117,17 @@ def _must_have_split(source: Source, columns: Columns, key: str) -> None:
 
 
 def _build(
-    rows: Rows, settings: TableSettings, keep: np.ndarray, side: np.ndarray, several: bool | None, max_broken: float
+    rows: Rows,
+    settings: TableSettings,
+    keep: np.ndarray,
+    side: np.ndarray,
+    several: bool | None,
+    max_broken: float,
+    fewest: int = 2,
 ) -> list[PictureTable]:
     """Tables of the rows to keep, one a side (0: training, 1: validation), with the classes of all of them."""
     troubles, lines = rows.troubles, rows.lines
-    classes = _classes(rows, settings, keep, several)
+    classes = _classes(rows, settings, keep, several, fewest)
     if classes is not None and not classes.several:
         empty = classes.rows[rows.labels[keep]] < 0
         troubles.add(lines[keep[empty]].tolist(), "row", "without a label left out")
@@ -156,11 +164,11 @@ def _build(
     return tables
 
 
-def _classes(rows: Rows, settings: TableSettings, keep: np.ndarray, several: bool | None) -> Classes | None:
+def _classes(rows: Rows, settings: TableSettings, keep: np.ndarray, several: bool | None, fewest: int) -> Classes | None:
     """Classes of the kept rows.
 
     Raises:
-        UserError: if there is only one, or cells that cannot be labels.
+        UserError: if there are too few, or cells that cannot be labels.
     """
     if not rows.columns.labels:
         return None
@@ -177,14 +185,15 @@ def _classes(rows: Rows, settings: TableSettings, keep: np.ndarray, several: boo
     met = [f"column {rows.source.names[column]!r} ({places[i]})" for i in used.tolist()]
     names = rows.source.class_names.get(column, ())
     found = classes_of(cells, names, settings.separator, several, places=met, where=where)
-    # Validation and evaluation may look at one class alone.
-    if len(found.names) < 2 - (found.several or several is not None):
+    needed = 1 if found.several else fewest
+    if len(found.names) < needed:
         which = f"of one class ({found.names[0]})" if found.names else "without a label"
         none = f", or say {section_of(rows.key)}.label_separator='|' if an empty cell is a picture without it" * (
             bool(found.names) and not found.several and bool((found.rows < 0).any())
         )
+        words = "two classes are" if needed > 1 else "a class is"
         raise UserError(
-            f"{rows.key}: all rows of {rows.source.path} are {which} in column {rows.source.names[column]!r}; two classes are needed{none}"
+            f"{rows.key}: all rows of {rows.source.path} are {which} in column {rows.source.names[column]!r}; {words} needed{none}"
         )
     by_cell = np.zeros((len(rows.cells), *found.rows.shape[1:]), dtype=found.rows.dtype)
     by_cell[used] = found.rows

@@ -19,6 +19,7 @@ def list_pictures(
     *,
     key: str = "data.train",
     labelled: bool | None = False,
+    fewest: int = 2,
     settings: TableSettings = TableSettings(),  # noqa: B008 (frozen)
     several: bool | None = None,
     max_broken: float = 0.01,
@@ -34,18 +35,20 @@ def list_pictures(
         key: the recipe's key, for error messages.
         labelled: take the first level of sub-folders as classes, in alphabetical order; of shards their `.cls` files; of a table its
             labels. None does so where every picture has a class, and where a table has labels.
+        fewest: classes that labels must have: validation and evaluation may look at one alone.
         settings, several, max_broken, part: of a table, see `annotations.open_table`.
 
     Raises:
-        UserError: if the folder is missing or holds no picture, or has no classes although `labelled`; if a `part` of no table is wanted.
+        UserError: if the folder is missing or holds no picture, or has too few classes although
+            `labelled`; if a `part` of no table is wanted.
     """
     folder = str(sample_folder(str(root))) if str(root).startswith("sample:") else str(root)
     if is_table(folder):
-        return open_table(folder, settings, key=key, labelled=labelled, several=several, max_broken=max_broken, part=part)
+        return open_table(folder, settings, key=key, labelled=labelled, fewest=fewest, several=several, max_broken=max_broken, part=part)
     if part is not None:
         raise UserError(f"{key}: {folder} is no table, so it has no part {part!r}; give the folder of that part")
     if is_shards(folder):
-        return open_shards(folder, key=key, labelled=labelled)
+        return open_shards(folder, key=key, labelled=labelled, fewest=fewest)
     if not os.path.isdir(folder):
         raise UserError(missing_folder(key, folder))
     index = open_index(folder)
@@ -62,7 +65,7 @@ def list_pictures(
         labelled = not first and len(index.classes) > 1
     if not labelled:
         first = 0
-    elif len(index.classes) < 2:
+    elif len(index.classes) < fewest:
         found = f"one class folder ({index.classes[0]})" if index.classes else f"{counted(len(index), 'picture')} and no class folders"
         raise UserError(f"{key}: {folder} holds {found}; labelled pictures lie in one sub-folder a class (flowers/train/rose/1.jpg)")
     notes = index.notes(brief=True)

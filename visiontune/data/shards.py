@@ -107,7 +107,7 @@ def _braces(pattern: str) -> Iterator[str]:
 # ---------------------------------------------------------------- the table
 
 
-def open_shards(path: str, *, key: str, labelled: bool | None) -> PictureTable:
+def open_shards(path: str, *, key: str, labelled: bool | None, fewest: int = 2) -> PictureTable:
     """The pictures of shards, sorted by shard, in the order of the tar within; the arrays are mapped from the index file.
 
     Args:
@@ -115,9 +115,11 @@ def open_shards(path: str, *, key: str, labelled: bool | None) -> PictureTable:
         key: the recipe's key, for error messages.
         labelled: read the labels; None where every picture has one. Class names are the lines of `classes.txt` in the shards' folder, else
             the numbers that occur.
+        fewest: classes that labels must have.
 
     Raises:
-        UserError: if shards are missing, unusable or without pictures, or, with `labelled`, if not every picture has a label.
+        UserError: if shards are missing, unusable or without pictures, or, with `labelled`, if not every picture has a label or there are
+            too few classes.
     """
     root, names = find_shards(path, key=key)
     index, note = index_shards(path, root, names, key=key)
@@ -136,11 +138,11 @@ def open_shards(path: str, *, key: str, labelled: bool | None) -> PictureTable:
         return table
     if wrong := [shard[5] for shard in index.shards if shard[5]]:
         raise UserError(f"{key}: {some(wrong, 3)}, which is no class number; `.cls` holds a whole number from 0, classes.txt the names")
-    labels, classes = _classes(table, arrays["labels"], path, key)
+    labels, classes = _classes(table, arrays["labels"], path, key, fewest)
     return replace(table, labels=labels, classes=classes)
 
 
-def _classes(table: PictureTable, labels: np.ndarray, path: str, key: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def _classes(table: PictureTable, labels: np.ndarray, path: str, key: str, fewest: int) -> tuple[np.ndarray, tuple[str, ...]]:
     without = np.flatnonzero(labels < 0)
     if len(without):
         cure = "a class is the number in a member of the same name (0017.jpg, 0017.cls); `python -m visiontune shard` writes them"
@@ -148,7 +150,7 @@ def _classes(table: PictureTable, labels: np.ndarray, path: str, key: str) -> tu
         verb = "has a label" if len(without) == len(labels) else f"have no label, such as {table.path(int(without[0]))}"
         raise UserError(f"{key}: in {path} {which} {verb}; {cure}")
     numbers = np.unique(labels)
-    if len(numbers) < 2:
+    if len(numbers) < fewest:
         raise UserError(f"{key}: all pictures in {path} are of class {numbers[0]}; a classifier needs two classes or more")
     names = Path(table.root, "classes.txt")
     if names.is_file():

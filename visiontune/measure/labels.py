@@ -223,7 +223,7 @@ def evaluate(
     settings = table_settings(_data_of(path, overrides))
     if part is None:
         settings = replace(settings, split=None)  # all rows, not those for training
-    listed = list_pictures(data, key="evaluate", labelled=True, settings=settings, several=model.several or None, part=part)
+    listed = list_pictures(data, key="evaluate", labelled=True, fewest=1, settings=settings, several=model.several or None, part=part)
     table = align_labels(listed, model.class_names, key="evaluate", several=model.several)
     notes = list(listed.notes)
     if model.several and listed.targets is None:
