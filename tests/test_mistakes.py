@@ -12,6 +12,7 @@ from tests.conftest import run_command
 from visiontune.__main__ import main as verb
 from visiontune.build import find_pictures
 from visiontune.checks import CHECKS
+from visiontune.data.folder import list_pictures
 from visiontune.errors import UserError
 from visiontune.fit import main
 from visiontune.recipe import parse_recipe
@@ -151,6 +152,42 @@ def test_one_class_is_too_few_to_train_on_and_enough_to_validate_on(tmp_path, pi
         tables = find_pictures(parse_recipe(raw | {"data": raw["data"] | {"batch_size": 8}}, checks=CHECKS).single)
         judged = tables.val if section == "data" else tables.probe[1]
         assert (judged.classes, judged.labels.tolist()) == (("lying", "standing"), [1] * 8)
+
+
+def test_parts_of_a_data_set_are_not_classes(tmp_path, pictures, capsys):
+    """A folder of train, validation and test, each with class folders, as it comes out of many archives."""
+    whole = tmp_path / "clothing"
+    for part, name in (("train", "train"), ("val", "Validation"), ("val", "test")):
+        shutil.copytree(pictures / part, whole / name)
+    (whole / ".cache").mkdir()
+    listed = f"{whole} holds the folders Validation, test, train, which are parts of a data set and no classes; give "
+    train, val, test = (str(whole / name) for name in ("train", "Validation", "test"))
+
+    raw = {"task": "classify", "backbone": {"name": "test_vit"}, "data": {"train": str(whole), "val": 0.2}}
+    with pytest.raises(UserError, match=re.escape(f"data.train: {listed}data.train={train} data.val={val}")):
+        parse_recipe(raw, checks=CHECKS)
+    with pytest.raises(UserError, match=re.escape(f"data.train: {listed}data.train={train} data.val={val}")):
+        find_pictures(parse_recipe(raw).single)
+    raw["data"] = {"train": train, "val": str(whole), "batch_size": 8}
+    with pytest.raises(UserError, match=re.escape(f"data.val: {listed}data.val={val}")):
+        parse_recipe(raw, checks=CHECKS)
+    with pytest.raises(UserError, match=re.escape(f"evaluate: {listed}{test}") + "$"):
+        list_pictures(whole, key="evaluate", labelled=True, fewest=1)
+    assert verb(["probe", "test_resnet", str(whole), "--weights", "random"]) == 2
+    assert f"holds the folders Validation, test, train; give {train} --val {val}" in capsys.readouterr().err
+
+    assert len(list_pictures(whole, key="data.train.images")) == 80  # nothing is wrong with it where no classes are asked for
+    assert verb(["check", str(whole)]) == 0
+    assert f"check: {listed}{train}\n" in capsys.readouterr().out
+    assert verb(["shard", str(whole), str(tmp_path / "shards")]) == 0
+    assert f"shard: {listed}{train}\n" in capsys.readouterr().out
+    assert not (tmp_path / "shards" / "classes.txt").exists()
+
+    shutil.copytree(pictures / "train", tmp_path / "vehicles")
+    (tmp_path / "vehicles" / "lying").rename(tmp_path / "vehicles" / "train")
+    assert list_pictures(tmp_path / "vehicles", labelled=True).classes == ("standing", "train")
+    shutil.rmtree(tmp_path / "vehicles" / "standing")
+    assert list_pictures(tmp_path / "vehicles", key="data.val", labelled=True, fewest=1).classes == ("train",)
 
 
 def test_through_the_real_command_there_is_no_traceback_either(tmp_path):

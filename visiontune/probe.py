@@ -16,6 +16,7 @@ from torch import Tensor
 
 from visiontune import backbones, build
 from visiontune.checks import CHECKS
+from visiontune.data.folder import parts_among
 from visiontune.data.loader import Pictures, make_loader
 from visiontune.data.order import EvalOrder
 from visiontune.data.sample import cache_folder
@@ -31,7 +32,6 @@ PROBES = ("knn", "linear", "few")
 MOST = 20_000
 NEIGHBOURS = 20
 DRAWS = 10
-SPLITS = {"train", "training", "val", "valid", "validation", "test"}
 
 
 @dataclass(frozen=True)
@@ -281,11 +281,10 @@ def network_of(backbone: str, weights: str | None) -> tuple[dict[str, Any], Any]
 
 def _check_splits(data: str, verb: str) -> None:
     """A folder of train/ and test/ would be two classes of these names."""
-    inside = sorted(p.name for p in Path(data).iterdir() if p.is_dir()) if Path(data).is_dir() else []
-    if inside and {name.lower() for name in inside} <= SPLITS:
-        train = next((n for n in inside if n.lower().startswith("train")), inside[0])
-        other = next((n for n in inside if n != train), "val")
-        raise UserError(f"{verb}: {data} holds the folders {some(inside)}; give {data}/{train} --val {data}/{other}")
+    inside = sorted(p.name for p in Path(data).iterdir() if p.is_dir() and p.name[0] != ".") if Path(data).is_dir() else []
+    if parts := parts_among(inside, "train"):
+        val = f" --val {data}/{parts[1]}" if len(parts) > 1 else ""
+        raise UserError(f"{verb}: {data} holds the folders {some(inside)}; give {data}/{parts[0]}{val}")
 
 
 def table_of(scores: Sequence[Score]) -> str:

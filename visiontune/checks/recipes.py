@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from visiontune.data.annotations import look_into
 from visiontune.data.columns import TableSettings
 from visiontune.data.detection.read import format_of
-from visiontune.data.folder import missing_folder
+from visiontune.data.folder import missing_folder, parts_not_classes
 from visiontune.data.rows import is_table
 from visiontune.data.sample import SAMPLES
 from visiontune.data.shards import is_shards
@@ -63,8 +63,10 @@ def check_folders(raw: dict[str, Any]) -> Found:
 
 
 def _check_classes(name: str, folder: str, *, fewest: int) -> Found:
-    """A labelled folder with fewer class folders than are needed."""
+    """A labelled folder with fewer class folders than are needed, or with the parts of a data set in their place."""
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if parts := parts_not_classes(name, folder, classes, fewest=fewest):
+        return [(name, parts.removeprefix(f"{name}: "))]
     if len(classes) >= fewest:
         return []
     has = f"only one class folder ({classes[0]})" if classes else "no class folders"

@@ -102,6 +102,7 @@ def shard(argv: list[str]) -> int:
     from visiontune.data.shard_writer import write_shards
 
     table = list_pictures(args.folder, key="shard", labelled=False if args.unlabelled else None)
+    print("".join(f"{note}\n" for note in table.notes), end="")
     # The root's own pictures come first: with class folders beside them it is they that have no class.
     stray = b"/" not in table.name(0) and b"/" in table.name(len(table) - 1)
     if stray and table.labels is None and not args.unlabelled:
