@@ -154,6 +154,20 @@ def test_one_class_is_too_few_to_train_on_and_enough_to_validate_on(tmp_path, pi
         assert (judged.classes, judged.labels.tolist()) == (("lying", "standing"), [1] * 8)
 
 
+def test_what_is_trained_on_does_not_validate(tmp_path, pictures):
+    train = pictures / "train"
+    (tmp_path / "link").symlink_to(train)
+    raw = {"task": "classify", "backbone": {"name": "test_vit"}}
+    message = "data.val: is {}, as data.train is: .*; give other pictures, or data.val: 0.2"
+    for one, other in ((train, f"{train}/"), (train, tmp_path / "link"), ("sample:digits/train", "sample:digits/train")):
+        with pytest.raises(UserError, match=message.format(one)):
+            parse_recipe(raw | {"data": {"train": str(one), "val": str(other)}}, checks=CHECKS)
+    (tmp_path / "t.csv").write_text(f"path,label,split\n{train}/lying/000.png,a,train\n{train}/lying/001.png,b,val\n")
+    assert parse_recipe(raw | {"data": dict.fromkeys(("train", "val"), str(tmp_path / "t.csv"))}, checks=CHECKS)
+    free = {"task": "pretrain", "method": "mae", "backbone": raw["backbone"], "data": {"train": str(train)}}
+    assert parse_recipe(free | {"probe": {"train": str(train), "val": str(pictures / "val")}}, checks=CHECKS)
+
+
 def test_parts_of_a_data_set_are_not_classes(tmp_path, pictures, capsys):
     """A folder of train, validation and test, each with class folders, as it comes out of many archives."""
     whole = tmp_path / "clothing"

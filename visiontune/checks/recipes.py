@@ -57,9 +57,17 @@ def check_folders(raw: dict[str, Any]) -> Found:
             and not is_table(train)
         ):
             found.append((f"{section}.val", f"is missing; {type_of_val(section)}"))
+    if labelled and isinstance(data, dict) and _same_pictures(data.get("train"), data.get("val")):
+        what = f"is {data['train']}, as data.train is: how well pictures are told that were trained on says nothing of others"
+        found.append(("data.val", f"{what}; give other pictures, or data.val: 0.2 to set that share of these aside"))
     if isinstance(data, dict) and data.get("labels_fraction") is not None and data.get("labels_per_class") is not None:
         found.append(("data.labels_per_class", "stands beside data.labels_fraction; give one of them"))
     return found
+
+
+def _same_pictures(train: Any, val: Any) -> bool:
+    """Whether validation is the folder, or the shards, of training. (Of a table that is both, the column of parts tells.)"""
+    return isinstance(train, str) and isinstance(val, str) and os.path.realpath(train) == os.path.realpath(val) and not is_table(train)
 
 
 def _check_classes(name: str, folder: str, *, fewest: int) -> Found:
