@@ -104,6 +104,18 @@ def test_validation_is_numbered_as_training_is():
     assert (one_each.targets.tolist(), one_each.labels) == ([[0, 0, 1], [1, 0, 0]], None)
 
 
+def test_names_that_read_alike_are_one_class():
+    """An archive that macOS made has é as e with an accent (NFD), where others have one character (NFC)."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    for trained, judged in ((one, two), (two, one)):
+        val = align_labels(single([0, 1], ("bar", judged)), (trained, "bar"))
+        assert (val.labels.tolist(), val.classes) == ([1, 0], (trained, "bar"))
+    both = align_labels(multi([[1, 0], [0, 1], [0, 0]], (two, one)), (one, "bar"), several=True)
+    assert both.targets.tolist() == [[1, 0], [1, 0], [0, 0]]
+    apart = align_labels(single([0, 1], (two, one)), (one, two))  # where training tells them apart, so does validation
+    assert apart.labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     ("val", "message"),
     [

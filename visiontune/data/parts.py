@@ -3,6 +3,7 @@
 N pictures, K classes.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from visiontune.errors import UserError, some
 
 
 def align_labels(val: PictureTable, classes: Sequence[str], key: str = "data.val", *, several: bool = False) -> PictureTable:
-    """Number the validation's classes as the training's.
+    """Number the validation's classes as the training's, by names that read alike: macOS writes é as two characters, others as one.
 
     Args:
         val: labelled pictures.
@@ -24,16 +25,19 @@ def align_labels(val: PictureTable, classes: Sequence[str], key: str = "data.val
     Raises:
         UserError: if validation has a class that training has not, or several labels a picture where training has one.
     """
-    unknown = [c for c in val.classes if c not in classes]
+    by_form = {unicodedata.normalize("NFC", c): k for k, c in enumerate(classes)} | {c: k for k, c in enumerate(classes)}
+    numbers = {c: by_form.get(c, by_form.get(unicodedata.normalize("NFC", c))) for c in val.classes}
+    unknown = [c for c, k in numbers.items() if k is None]
     if unknown:
         raise UserError(f"{key}: {val.root} has classes that training has not: {some(unknown)}; training has {some(classes)}")
-    number = np.array([list(classes).index(c) for c in val.classes], dtype=np.int64)
+    number = np.array([*numbers.values()], dtype=np.int64)
     targets = None
     if val.targets is not None and not several:
         raise UserError(f"{key}: pictures of {val.root} may have several labels, those of the training have one each")
     if val.targets is not None:
         targets = np.zeros((len(val), len(classes)), dtype=np.uint8)
-        targets[:, number] = val.targets
+        for k, column in zip(number, val.targets.T, strict=True):  # two forms of a name are one class
+            targets[:, k] |= column
         return replace(val, targets=targets, classes=tuple(classes))
     assert val.labels is not None
     labels = number[val.labels]
