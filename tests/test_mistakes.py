@@ -100,10 +100,13 @@ def test_folders_and_files_that_are_not_what_they_should_be(tmp_path, pictures, 
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "notes.txt").write_text("x")
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"")
     (tmp_path / "weights.pth").write_text("not weights at all")
     for changes, message in (
         ({"data__train": str(tmp_path / "empty")}, "it is empty"),
         ({"data__train": str(tmp_path / "texts")}, "it holds notes.txt"),
+        ({"data__train": str(tmp_path / "phone")}, "it holds IMG_1.HEIC; 1 file of .heic left out, which are not read here; convert them"),
         ({"backbone__weights": str(tmp_path / "weights.pth")}, "is not a weights file (it begins with b'not weights"),
     ):
         path = tmp_path / "r.yaml"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from visiontune.__main__ import main
 from visiontune.data import index as index_module
 from visiontune.data import walk as walk_module
 from visiontune.data.folder import list_pictures
@@ -60,6 +61,30 @@ def test_a_folder_is_listed_sorted_at_any_depth_and_other_files_are_left(tmp_pat
     assert labelled.classes == ("a", "a-b", "b")
     assert labelled.labels.tolist() == [0, 0, 1, 2]
     assert labelled.path(0).endswith("a/0.jpeg")
+
+
+def test_pictures_that_are_not_read_here_are_counted_and_told(tmp_path, capsys):
+    phone = [f"b/IMG_{i}.HEIC" for i in range(3)]
+    make(tmp_path, "a/1.jfif", "a/2.jpg", "a/raw/3.dng", *phone, "b/._IMG_0.HEIC", "b/4.png", "b/notes.txt")
+    (tmp_path / "b" / "5.heic").mkdir()
+    age(tmp_path)
+    told = "3 files of .heic, 1 file of .dng left out, which are not read here; convert them to JPEG or PNG"
+    for listed in (5, 0):
+        found = open_index(str(tmp_path))
+        assert (found.listed, names(found), found.left_out) == (listed, [b"a/1.jfif", b"a/2.jpg", b"b/4.png"], told)
+    make(tmp_path, "a/raw/6.avif", "a/raw/7.dng")  # what other folders hold is known from before
+    found = open_index(str(tmp_path))
+    assert (found.listed, found.left_out) == (1, told.replace("1 file of .dng", "2 files of .dng, 1 file of .avif"))
+    assert f"data.val: {found.left_out}" in list_pictures(tmp_path, key="data.val", labelled=True).notes
+    assert main(["index", str(tmp_path)]) == 0
+    assert f"index: {found.left_out}" in capsys.readouterr().out
+
+    make(tmp_path / "phone", *phone)
+    with pytest.raises(UserError, match="no picture in .*; it holds b; 3 files of .heic left out, .*; pictures end in .jpg"):
+        list_pictures(tmp_path / "phone")
+    assert open_index(str(tmp_path / "phone")).left_out.startswith("3 files of .heic left out")
+    make(tmp_path / "plain", "1.jpg")
+    assert open_index(str(tmp_path / "plain")).left_out == ""
 
 
 def test_labels_are_taken_where_every_picture_has_one(tmp_path):

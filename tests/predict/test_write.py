@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 import sys
 import threading
 
@@ -110,6 +111,17 @@ def test_predict_that_breaks_off_leaves_an_older_file_as_it_was(tuned, mixed, tm
     assert main([*words, str(out)]) == 0
     assert len(out.read_text().splitlines()) == 19
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.csv", "old.csv", "old.csv.part"]
+
+
+def test_files_of_a_folder_that_are_not_read_are_told(tuned, mixed, tmp_path, capsys):
+    shutil.copy(mixed / "01.png", tmp_path / "1.png")
+    (tmp_path / "2.heic").write_bytes(b"")
+    assert main(["predict", str(tuned), str(tmp_path)]) == 0
+    out, error = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert "predict: 1 file of .heic left out, which are not read here; convert them to JPEG or PNG\n" in error
+    assert main(["embed", str(tuned), str(tmp_path), "--out", str(tmp_path / "e.csv")]) == 0
+    assert "embed: 1 file of .heic left out" in capsys.readouterr().err
 
 
 def test_devices_and_links_are_written_to_as_what_they_are(tuned, mixed, tmp_path, capsys):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from visiontune.data.annotations import look_into
 from visiontune.data.columns import TableSettings
 from visiontune.data.detection.read import format_of
-from visiontune.data.folder import missing_folder, parts_not_classes
+from visiontune.data.folder import list_pictures, missing_folder, parts_not_classes
 from visiontune.data.rows import is_table
 from visiontune.data.sample import SAMPLES
 from visiontune.data.shards import is_shards
@@ -43,8 +43,10 @@ def check_folders(raw: dict[str, Any]) -> Found:
         elif not os.path.isdir(folder):
             found.append((name, missing_folder(name, folder).removeprefix(f"{name}: ")))
         elif not _has_picture(folder):
-            there = sorted(os.listdir(folder))
-            found.append((name, f"no picture in {folder}; it {'holds ' + some(there) if there else 'is empty'}"))
+            try:
+                list_pictures(folder, key=name)
+            except UserError as error:  # says what is there instead
+                found.append((name, str(error).removeprefix(f"{name}: ")))
         elif labelled or section == "probe":
             found += _check_classes(name, folder, fewest=2 if key == "train" else 1)
     data = raw.get("data")

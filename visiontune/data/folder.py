@@ -60,10 +60,13 @@ def list_pictures(
             listed = f"it holds {some(there)}" if there else "it is empty"
         except OSError as error:
             listed = f"it cannot be listed ({error.strerror})"
-        troubles = "".join(f"; {note.removeprefix('index: ')}" for note in index.notes(brief=True))
+        notes = [*index.notes(brief=True), *([index.left_out] if index.left_out else [])]
+        troubles = "".join(f"; {note.removeprefix('index: ')}" for note in notes)
         raise UserError(f"{key}: no picture in {folder}; {listed}{troubles}; pictures end in {', '.join(SUFFIXES)}")
     first = int((index.labels < 0).sum())  # the root's own pictures, which have no class, come first
     notes = index.notes(brief=True)
+    if index.left_out:
+        notes.append(f"{key}: {index.left_out}")
     parts = "" if labelled is False else parts_not_classes(key, folder, index.classes, fewest=fewest)
     if labelled is None:
         labelled = not first and len(index.classes) > 1

@@ -13,8 +13,8 @@ import numpy as np
 
 from visiontune.data.mapped import alone, read_mapped, write_mapped
 from visiontune.data.sample import cache_folder
-from visiontune.data.walk import SUFFIXES, Folder, Tree, join, stamp_of, walk
-from visiontune.errors import UserError, some
+from visiontune.data.walk import SUFFIXES, UNREAD, Folder, Tree, join, stamp_of, walk
+from visiontune.errors import UserError, counted, some
 
 KIND = "visiontune index 1"
 
@@ -33,6 +33,7 @@ class Index:
         folders, folder_offsets: relative paths of all folders, likewise.
         folder_first: number of the first picture of each folder, one more than there are folders.
         stamps: time, device and number of each folder; `(F, 3)` int64.
+        unread: files that are pictures and not read here: number of a folder, of its ending in `UNREAD`, and how many; `(U, 3)` int64.
         header: links and troubles, by name.
         listed: folders that were listed just now; 0 where the file was up to date.
         seconds: what that took.
@@ -47,6 +48,7 @@ class Index:
     folder_offsets: np.ndarray
     folder_first: np.ndarray
     stamps: np.ndarray
+    unread: np.ndarray
     header: dict[str, Any]
     listed: int = 0
     seconds: float = 0.0
@@ -61,6 +63,15 @@ class Index:
     @property
     def fingerprint(self) -> str:
         return str(self.header["fingerprint"])
+
+    @property
+    def left_out(self) -> str:
+        """In words, which pictures are not read here; nothing where there are none."""
+        if not len(self.unread):
+            return ""
+        counts = np.bincount(self.unread[:, 1], weights=self.unread[:, 2], minlength=len(UNREAD)).astype(np.int64)
+        kinds = [f"{counted(counts[k], 'file', ',')} of {UNREAD[k]}" for k in np.argsort(-counts, kind="stable") if counts[k]]
+        return f"{some(kinds, len(kinds))} left out, which are not read here; convert them to JPEG or PNG"
 
     def notes(self, *, brief: bool = False) -> list[str]:
         """What a person should know of the listing; `brief` leaves out what went by in a moment."""
@@ -187,6 +198,9 @@ def _known(index: Index) -> Any:
             folder, _, name = relative.rpartition(b"/")
             folders.setdefault(folder, []).append(name)
     root = os.fsencode(index.root)
+    unread: dict[int, dict[str, int]] = {}
+    for folder_number, ending, count in index.unread.tolist():
+        unread.setdefault(folder_number, {})[UNREAD[ending]] = count
 
     def known(relative: bytes) -> Folder | None:
         i = number.get(relative)
@@ -199,7 +213,7 @@ def _known(index: Index) -> Any:
         ends = index.offsets[first : last + 1]
         paths = index.names[ends[0] : ends[-1]].tobytes()
         lengths = np.diff(ends).astype(np.int32).tobytes()
-        return Folder(relative, stamp, paths, lengths, folders.get(relative, []), links.get(relative, []))
+        return Folder(relative, stamp, paths, lengths, folders.get(relative, []), links.get(relative, []), unread.get(i, {}))
 
     return known
 
@@ -223,10 +237,14 @@ def _write(file: Path, root: str, tree: Tree, seconds: float) -> None:
         "folder_offsets": _ends(np.array([len(r) for r in relatives], dtype=np.int64)),
         "folder_first": _ends(counts),
         "stamps": np.array([[f.stamp.changed_ns, f.stamp.dev, f.stamp.ino] for f in tree.folders], dtype=np.int64).reshape(-1),
+        "unread": np.array(
+            [[i, UNREAD.index(e), n] for i, f in enumerate(tree.folders) for e, n in f.unread.items()], dtype=np.int64
+        ).reshape(-1),
     }
     header: dict[str, Any] = {
         "root": os.path.abspath(root),
         "suffixes": list(SUFFIXES),
+        "not read": list(UNREAD),
         "fingerprint": f"{len(lengths)} pictures, {zlib.crc32(names):08x}",
         "classes": [os.fsdecode(c) for c in classes],
         "links": {os.fsdecode(k): v for k, v in tree.links.items()},
@@ -247,8 +265,8 @@ def _ends(lengths: np.ndarray) -> np.ndarray:
 def _read(file: Path) -> Index | None:
     """None where there is no index of this version, or a damaged one: it is made again."""
     found = read_mapped(file, KIND)
-    if found is None or found[0].get("suffixes") != list(SUFFIXES):
+    if found is None or (found[0].get("suffixes"), found[0].get("not read")) != (list(SUFFIXES), list(UNREAD)):
         return None
     header, arrays = found
-    arrays["stamps"] = arrays["stamps"].reshape(-1, 3)
+    arrays["stamps"], arrays["unread"] = arrays["stamps"].reshape(-1, 3), arrays["unread"].reshape(-1, 3)
     return Index(file, header["root"], header=header, **arrays)

@@ -16,8 +16,14 @@ from dataclasses import dataclass, field
 
 from visiontune.data.parallel import available_cores, process_pool
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
 ENDINGS = tuple(s.encode() for s in SUFFIXES)
+# Pictures as well, but for decoders that are not here: counted, so that they are not missed without a word.
+UNREAD = (
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ppm", ".pgm", ".psd", ".dcm",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
+)  # fmt: skip
+UNREAD_OF = {s[1:].encode(): s for s in UNREAD}
 # A folder that changed this short before it was listed may change again within the same tick of its file system's clock (FAT: 2 s).
 RACY_NS = 2_000_000_000
 # Helpers cost some milliseconds each to start: small trees are listed without.
@@ -50,6 +56,7 @@ class Folder:
         lengths: bytes of each path; int32.
         folders: names of real folders in it.
         links: names of links that lead to folders, or nowhere.
+        unread: how many files it has of each of `UNREAD`, where there are some.
     """
 
     relative: bytes
@@ -58,6 +65,7 @@ class Folder:
     lengths: bytes
     folders: list[bytes]
     links: list[bytes]
+    unread: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -120,6 +128,7 @@ def scan(root: bytes, relative: bytes) -> Folder | str:
     names: list[bytes] = []
     folders: list[bytes] = []
     links: list[bytes] = []
+    unread: dict[str, int] = {}
     try:
         with os.scandir(path) as entries:
             for entry in entries:
@@ -129,11 +138,14 @@ def scan(root: bytes, relative: bytes) -> Folder | str:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(name)
                     continue
-                picture = name.lower().endswith(ENDINGS)
+                lower = name.lower()
+                picture = lower.endswith(ENDINGS)
                 if entry.is_symlink() and _leads_to_folder(entry, or_nowhere=not picture):
                     links.append(name)
                 elif picture:
                     names.append(name)
+                elif (kind := UNREAD_OF.get(lower.rpartition(b".")[2])) is not None:
+                    unread[kind] = unread.get(kind, 0) + 1
     except OSError as error:
         return error.strerror or str(error)
     if stamp.changed_ns > now - RACY_NS:
@@ -141,7 +153,8 @@ def scan(root: bytes, relative: bytes) -> Folder | str:
     names.sort()
     prefix = relative + b"/" if relative else b""
     paths = [prefix + name for name in names] if prefix else names
-    return Folder(relative, stamp, b"".join(paths), array("i", map(len, paths)).tobytes(), sorted(folders), sorted(links))
+    lengths = array("i", map(len, paths)).tobytes()
+    return Folder(relative, stamp, b"".join(paths), lengths, sorted(folders), sorted(links), unread)
 
 
 def _leads_to_folder(entry: "os.DirEntry[bytes]", *, or_nowhere: bool) -> bool:

@@ -38,6 +38,7 @@ class Sources:
 
     Attributes:
         total: number of pictures; None if it is not known beforehand.
+        notes: what a person should know of folders that were opened at once, such as files in them that are not read.
 
     Raises:
         UserError: for a folder without pictures, or shards that cannot be used.
@@ -48,9 +49,12 @@ class Sources:
             paths = [paths]
         self.parts: Iterable[str | PictureTable] = (_open(str(path), key) for path in paths)
         self.total: int | None = None
+        self.notes: list[str] = []
         if isinstance(paths, Sequence):
             self.parts = parts = list(self.parts)
             self.total = sum(1 if isinstance(part, str) else len(part) for part in parts)
+            tables = [part for part in parts if not isinstance(part, str)]
+            self.notes = [note for table in tables for note in table.notes if note.startswith(f"{key}: ")]
 
     def __iter__(self) -> Iterator[Source]:
         for part in self.parts:

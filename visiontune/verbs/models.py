@@ -33,6 +33,7 @@ def predict(argv: list[str]) -> int:
     from visiontune.predict import BoxPredictor, from_words, load, whole_file, write_csv
 
     model, sources, told = load(args.run, device=_device(args.device, args.run)), from_words(args.paths, key="predict"), _Told()
+    told.notes(sources.notes)
     if isinstance(model, BoxPredictor):
         return _predict_boxes(model, sources, args, told)
     if given := [o for o in ("score", "json", "draw", "tile") if getattr(args, o) is not None]:
@@ -121,6 +122,7 @@ def embed(argv: list[str]) -> int:
 
     check_format(Path(args.out))
     sources, told = from_words(args.paths, key="embed"), _Told()  # before weights are fetched
+    told.notes(sources.notes)
     model = load_or_create(args.model, weights=args.weights, image_size=args.image_size, device=_device(args.device, args.model))
     if isinstance(model, BoxPredictor):
         raise UserError(f"embed: {args.model} detects, and has no embedding of a whole picture; give its backbone, RUN/weights/backbone")
@@ -208,7 +210,7 @@ def _device(name: str, model: str) -> str:
 
 
 class _Told:
-    """Tells of each broken picture as it is met, and at the end how many there were."""
+    """Tells of each broken picture as it is met, and at the end how many there were; before that, of files that are not read at all."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -218,6 +220,12 @@ class _Told:
 
         self.count += 1
         print(readable(f"left out: {path} ({cause})"), file=sys.stderr)
+
+    def notes(self, notes: Iterable[str]) -> None:
+        from visiontune.errors import readable
+
+        for note in notes:
+            print(readable(note), file=sys.stderr)
 
     def __str__(self) -> str:
         return f", {self.count:,} left out" if self.count else ""

@@ -86,7 +86,15 @@ def index(argv: list[str]) -> int:
     if not len(found):
         list_pictures(args.folder, key="index")  # says why
     classes = f", in {counted(len(found.classes), 'folder')} at the first level" if found.classes else ""
-    print("\n".join([f"{counted(len(found), 'picture')} in {args.folder}{classes}", *found.notes()]))
+    print(
+        "\n".join(
+            [
+                f"{counted(len(found), 'picture')} in {args.folder}{classes}",
+                *found.notes(),
+                *([f"index: {found.left_out}"] if found.left_out else []),
+            ]
+        )
+    )
     return 0 if len(found) else 1
 
 
