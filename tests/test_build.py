@@ -46,6 +46,29 @@ def test_few_pictures_are_pretrained_for_more_epochs_unless_the_recipe_says_how_
     assert not any(n.startswith("epochs") for n in notes)
 
 
+def test_a_batch_that_the_recipe_leaves_open_holds_no_more_than_there_is():
+    recipe, notes = derived(50, CLASSIFY, epochs=3)
+    assert recipe.data.batch_size == 50
+    assert "batches of 50: there are 50 pictures to train on, and 64 is for more" in notes
+    assert "steps 3: 3 epochs of 1 batch of 50" in notes
+    assert derived(64, CLASSIFY)[0].data.batch_size == derived(6_400, CLASSIFY)[0].data.batch_size == 64
+    recipe, notes = derived(100, optim={"lr": 1.0})
+    assert (recipe.data.batch_size, recipe.optim.lr) == (100, 100 / 256)  # what follows from a batch follows from this one
+    assert "learning rate 0.3906: 1 for a batch of 256, scaled linear to a batch of 100" in notes
+    assert derived(50, CLASSIFY, trainer={"accumulate_grad_batches": 4})[0].data.batch_size == 48
+    with pytest.raises(UserError, match="data.train: 3 pictures for 4 devices and accumulated batches; take fewer of them"):
+        derived(3, CLASSIFY, trainer={"accumulate_grad_batches": 4})
+
+
+def test_few_labels_are_trained_on_in_a_batch_of_them_unless_the_recipe_gives_its_size():
+    data = CLASSIFY["data"] | {"labels_per_class": 5, "image_size": 32, "workers": 0}
+    prepared = build.prepare(parse_recipe(CLASSIFY | ON_CPU | {"data": data, "epochs": 2}).single)
+    assert (len(prepared.tables.train), prepared.recipe.data.batch_size, prepared.module.total_steps) == (50, 50, 2)
+    given = parse_recipe(CLASSIFY | {"data": data | {"batch_size": 64}}).single
+    with pytest.raises(UserError, match="data.batch_size: got 64, but there are no more than 50 pictures to train on"):
+        build.find_pictures(given)
+
+
 ON_CPU = {"trainer": {"accelerator": "cpu"}}
 PRETRAINED = {"backbone": CLASSIFY["backbone"] | {"weights": "timm"}}
 

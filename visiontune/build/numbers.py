@@ -10,7 +10,7 @@ import torch
 from visiontune import backbones, optim
 from visiontune.build.detecting import box_view, fill_detection, fill_size, words_on_small
 from visiontune.build.modules import weights_path
-from visiontune.build.pictures import Tables, base_views, picture_size, views_of
+from visiontune.build.pictures import Tables, base_views, fill_batch, picture_size, views_of
 from visiontune.build.tuning import fill_tuning
 from visiontune.data.loader import auto_workers
 from visiontune.errors import UserError, counted
@@ -36,16 +36,13 @@ def derive(recipe: Recipe, tables: Tables, processes: int, *, stands_in: bool = 
     own = dict(Module.OPTIM) | {"betas": (0.9, 0.999), "momentum": 0.9} | options_of(recipe).optim
     o = found.optim
 
+    parts = processes * found.trainer.num_nodes * found.trainer.accumulate_grad_batches
+    if not isinstance(found, DetectRecipe):
+        notes += fill_batch(found, len(tables.train), parts=parts)
     if isinstance(found, PretrainRecipe):
         notes += _derive_method(found, len(tables.train))
     elif isinstance(found, DetectRecipe):
-        notes += fill_detection(
-            found,
-            len(tables.train),
-            fresh=fresh,
-            on_cpu=on_cpu(found.trainer.accelerator),
-            parts=processes * found.trainer.num_nodes * found.trainer.accumulate_grad_batches,
-        )
+        notes += fill_detection(found, len(tables.train), fresh=fresh, on_cpu=on_cpu(found.trainer.accelerator), parts=parts)
         if tables.boxes is not None:
             notes += words_on_small(tables.boxes[0], picture_size(found))
         box_view(found)

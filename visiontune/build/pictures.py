@@ -69,7 +69,7 @@ def find_pictures(recipe: Recipe) -> Tables:
     """List the folders and tables that a recipe names.
 
     Raises:
-        UserError: if one is missing, empty, not as it should be, or too small for a batch.
+        UserError: if one is missing, empty, not as it should be, or too small for the batch that the recipe gives.
     """
     notes: list[str] = []
     val: PictureTable | None = None
@@ -89,13 +89,33 @@ def find_pictures(recipe: Recipe) -> Tables:
             labelled, judged = probe = probe_tables(recipe.probe, data.max_broken)
             notes += (*labelled.notes, *judged.notes)
             notes.append(f"probe: {counted(len(labelled), 'labelled picture')} to fit, {len(judged)} to score")
-    follows = isinstance(recipe, DetectRecipe) and "batch_size" not in recipe.data.model_fields_set  # from how many there are
-    if len(train) < recipe.data.batch_size and not follows:
+    given = "batch_size" in recipe.data.model_fields_set  # else it follows from how many there are
+    if given and len(train) < recipe.data.batch_size:
         raise UserError(
             f"data.batch_size: got {recipe.data.batch_size}, but there are no more than {counted(len(train), 'picture')} to train on; "
             f"give at most that, e.g. data.batch_size={max(1, len(train) // 2)}"
         )
     return Tables(train, val, probe, notes, boxes and tuple(boxes))
+
+
+def fill_batch(recipe: PretrainRecipe | ClassifyRecipe, pictures: int, *, parts: int) -> list[str]:
+    """Fill in, in place, a batch of all pictures where the default would hold more and the recipe gives none; in words what was decided.
+
+    Args:
+        recipe: whose number of devices is known.
+        pictures: to train on.
+        parts: devices and accumulated batches that share a batch.
+
+    Raises:
+        UserError: if there are fewer pictures than these.
+    """
+    usual = recipe.data.batch_size
+    if "batch_size" in recipe.data.model_fields_set or pictures >= usual:
+        return []
+    if pictures < parts:
+        raise UserError(f"data.train: {counted(pictures, 'picture')} for {parts} devices and accumulated batches; take fewer of them")
+    recipe.data.batch_size = pictures // parts * parts
+    return [f"batches of {recipe.data.batch_size}: there are {counted(pictures, 'picture')} to train on, and {usual} is for more"]
 
 
 def picture_size(recipe: Recipe) -> tuple[int, int]:
