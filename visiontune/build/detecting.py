@@ -33,9 +33,9 @@ FEWEST, MOST = 12, 300  # epochs; twelve is the usual schedule for COCO
 SLIM = {"pyramid_width": 96, "convolutions": 2}
 SMALLEST = "n"  # of the DETRs that have it, for the same reason
 SHORT = 10_000  # steps, of which a run with fewer takes larger ones
-# Steps, of which a run with fewer takes more and smaller ones, and how small at most: 4 where nothing learns from a batch's statistics
-# (on blood cells `map` 51.7 against 46.0 % of 8, in equal time: benchmarks/detect_bccd.csv). Ours.
-FEW, SMALL_BATCH, SMALL_BATCH_OF_NORMS = 2_000, 4, 8
+# Steps, of which a run with fewer takes more and smaller ones, and how small at most: 2 where nothing learns from a batch's statistics. (On
+# blood cells `map` was 53.8, 51.7 and 46.0 % with batches of 2, 4 and 8 in 10 epochs: benchmarks/detect_bccd.csv.) Ours.
+FEW, SMALL_BATCH, SMALL_BATCH_OF_NORMS = 2_000, 2, 8
 FINEST = 8  # pixels between two positions of the heads' finest map
 UNEVEN = 10  # boxes of the most frequent class for one of the rarest, above which a run says it
 
