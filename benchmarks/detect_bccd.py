@@ -141,7 +141,7 @@ def main() -> None:
                 result = fit(str(file), place, f"seed={seed}", *args.set)
                 scores = {k: round(result[k], 4) for k in ("map", "map50", "map75", "f1")}
                 classes = read_rows(place / "run" / "classes.csv")
-                scores["map50_of_classes"] = " ".join(f"{row['class']} {float(row['ap50']):.3f}" for row in classes)
+                scores["map50_of_classes"] = " ".join(f"{row['class']} {float(row['ap50'] or 'nan'):.3f}" for row in classes)
                 about = {"parts": " ".join(args.parts), "size": args.size, "epochs": args.epochs, "settings": " ".join(args.set)}
                 about["threads"] = torch.get_num_threads()
                 cost = {"seconds": round(result["seconds"]), "pretraining_seconds": round(spent.get(kind, 0)) or ""}

@@ -103,6 +103,7 @@ def test_a_quick_mode_asks_for_recipes_that_are_sound_on_data_that_is_there(name
     def fit(recipe, folder, *settings):
         asked.append(load_recipe(recipe, settings, checks=CHECKS))
         (Path(folder) / "run").mkdir(parents=True)
+        (Path(folder) / "run/classes.csv").write_text("class,ap50\ncat,0.5\ndog,\n")
         return Outcome()
 
     monkeypatch.setattr(script, "fit", fit)
