@@ -213,7 +213,8 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, fresh: bool, on_cpu: 
         if small > pictures:
             raise UserError(f"data.train: {counted(pictures, 'picture')} for {parts} devices and accumulated batches; take fewer of them")
         few = counted(steps, "step", ",")
-        notes.append(f"batches of {small}: of {usual} there would be {few}, and below {FEW:,} more of them help (ours)")
+        if small < usual:
+            notes.append(f"batches of {small}: of {usual} there would be {few}, and below {FEW:,} more of them help (ours)")
         steps = recipe.epochs * (pictures // small)
     # Large steps are too large for a DETR.
     if recipe.optim.lr is None and recipe.optim.name in (None, "adamw") and steps < SHORT and not matched:

@@ -151,8 +151,9 @@ class Checkpoints(Checkpoint):
     def _stop_if_no_better(self, trainer: L.Trainer) -> None:
         """From the steps alone: a resumed run ends where the unbroken one does. Right after a validation: what it ends with is judged."""
         done, best = trainer.global_step // self.steps_per_epoch, self.best_step // self.steps_per_epoch
-        validated = done % (trainer.check_val_every_n_epoch or 1) == 0
-        if self.patience is None or done - best < self.patience or done == trainer.max_epochs or not validated:
+        if self.patience is None or done - best < self.patience or done == trainer.max_epochs:
+            return
+        if done % (trainer.check_val_every_n_epoch or 1):  # this epoch was not validated
             return
         score = "none" if self.best is None else f"{self.best:.4g}"
         self.stopped = (
