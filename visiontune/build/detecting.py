@@ -205,17 +205,17 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, fresh: bool, on_cpu: 
         )
     steps = recipe.epochs * (pictures // recipe.data.batch_size)
     if "batch_size" not in recipe.data.model_fields_set and steps < FEW:
-        usual, least = recipe.data.batch_size, SMALL_BATCH if head.freeze_batch_norms and not matched else SMALL_BATCH_OF_NORMS
-        small = usual
-        while small > least and recipe.epochs * (pictures // small) < FEW:
-            small //= 2
-        recipe.data.batch_size = small = max(1, min(small, pictures) // parts) * parts
-        if small > pictures:
+        default, least = recipe.data.batch_size, SMALL_BATCH if head.freeze_batch_norms and not matched else SMALL_BATCH_OF_NORMS
+        batch = default
+        while batch > least and recipe.epochs * (pictures // batch) < FEW:
+            batch //= 2
+        recipe.data.batch_size = batch = max(1, min(batch, pictures) // parts) * parts
+        if batch > pictures:
             raise UserError(f"data.train: {counted(pictures, 'picture')} for {parts} devices and accumulated batches; take fewer of them")
         few = counted(steps, "step", ",")
-        if small < usual:
-            notes.append(f"batches of {small}: of {usual} there would be {few}, and below {FEW:,} more of them help (ours)")
-        steps = recipe.epochs * (pictures // small)
+        if batch < default:
+            notes.append(f"batches of {batch}: of {default} there would be {few}, and below {FEW:,} more of them help (ours)")
+        steps = recipe.epochs * (pictures // batch)
     # Large steps are too large for a DETR.
     if recipe.optim.lr is None and recipe.optim.name in (None, "adamw") and steps < SHORT and not matched:
         recipe.optim.lr = 1e-3
