@@ -279,13 +279,15 @@ def test_a_stage_of_boxes_takes_the_backbone_that_an_earlier_one_made(tmp_path, 
 
     # What the rehearsal found before there were weights is what the stage will find: size, epochs, views and what learns.
     del second["epochs"], second["data"]["image_size"], second["data"]["batch_size"]
-    before = rehearse(parse_recipe({"trainer": trainer, "stages": {"pretrain": first, "boxes": second}}).stages)["boxes"]
-    later = parse_recipe(second | {"trainer": trainer, "backbone": {"weights": str(tmp_path / "run/pretrain")}}).single
-    found, notes = derive(later, find_pictures(later), 1)
-    assert before.recipe.data.image_size == 320
-    own = {"backbone": {"weights"}, "monitor": True}  # the monitor is the module's, which was not made here
-    assert before.recipe.model_dump(exclude=own) == found.model_dump(exclude=own)
-    assert set(notes) - set(before.notes) == {n for n in notes if "as its weights were made" in n}
+    for name in ({}, {"name": f"{CONV['name']}.d2_in1k"}):
+        second["backbone"] = name | {"weights": "stage:pretrain"}
+        before = rehearse(parse_recipe({"trainer": trainer, "stages": {"pretrain": first, "boxes": second}}).stages)["boxes"]
+        later = parse_recipe(second | {"trainer": trainer, "backbone": name | {"weights": str(tmp_path / "run/pretrain")}}).single
+        found, notes = derive(later, find_pictures(later), 1)
+        assert before.recipe.data.image_size == 320
+        own = {"backbone": {"weights"}, "monitor": True}  # the monitor is the module's, which was not made here
+        assert before.recipe.model_dump(exclude=own) == found.model_dump(exclude=own)
+        assert set(notes) - set(before.notes) == {n for n in notes if "as its weights were made" in n}
 
 
 def test_compare_of_detectors_is_by_their_map(tmp_path, recipe, annotated):

@@ -97,7 +97,7 @@ def test_imbalance_is_told_with_counts_and_what_can_be_done(tmp_path, recipes, p
     assert "shows rare classes more often, or head.class_weights=balanced weighs them in the loss: one of the two" in said
     assert main([str(tmp_path / "r.yaml"), "head.class_weights=balanced", "--out", str(tmp_path / "run"), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "look at balanced_accuracy; head.class_weights=balanced makes up for it" in said
+    assert "look at balanced_accuracy; head.class_weights=balanced is set against it" in said
     assert "data.sampling" not in said
 
 
@@ -119,7 +119,8 @@ def test_imbalance_is_told_with_counts_and_what_can_be_done(tmp_path, recipes, p
 def test_uneven_classes_are_made_up_for_once(tmp_path, recipes, words, told, capsys):
     path = write(tmp_path / "r.yaml", recipes["classify"])
     assert main([path, *words, "--out", str(tmp_path / "run")]) == 2
-    (error,) = capsys.readouterr().err.splitlines()
+    header, error = capsys.readouterr().err.splitlines()
+    assert header.endswith("1 problem, nothing was run")
     assert told in error
     assert error.endswith("together they favour the rare ones: take one of them")
     assert not (tmp_path / "run").exists()

@@ -65,7 +65,7 @@ def test_a_folder_is_listed_sorted_at_any_depth_and_other_files_are_left(tmp_pat
 
 def test_pictures_that_are_not_read_here_are_counted_and_told(tmp_path, capsys):
     phone = [f"b/IMG_{i}.HEIC" for i in range(3)]
-    make(tmp_path, "a/1.jfif", "a/2.jpg", "a/raw/3.dng", *phone, "b/._IMG_0.HEIC", "b/4.png", "b/notes.txt")
+    make(tmp_path, "a/1.jfif", "a/2.jpg", "a/raw/3.dng", *phone, "b/._IMG_0.HEIC", "b/4.png", "b/notes.txt", "b/raf")
     (tmp_path / "b" / "5.heic").mkdir()
     age(tmp_path)
     told = "3 files of .heic, 1 file of .dng left out, which are not read here; convert them to JPEG or PNG"

@@ -89,8 +89,8 @@ def rehearse(stages: dict[str, Recipe]) -> dict[str, Prepared]:
                 backbone.weights, backbone.stem = "random", backbone.stem or source.stem
                 if recipe.data.image_size is None and not isinstance(recipe, DetectRecipe):  # which takes larger ones than its weights
                     recipe.data.image_size = source.image_size
-                if backbone.name in (None, source.name):
-                    backbone.name, backbone.args = source.name, source.shape_args | backbone.args
+                if backbone.name is None or backbone.name.split(".", 1)[0] == source.name:  # as `derive` has it
+                    backbone.name, backbone.args = backbone.name or source.name, source.shape_args | backbone.args
             prepared[name] = prepare(recipe, stands_in=later)
         except UserError as error:
             raise UserError(f"stages.{name}: {error}" if name else str(error)) from error

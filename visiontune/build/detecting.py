@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from visiontune.build.tuning import attends
+from visiontune.build.tuning import attends, divided
 from visiontune.data import user_transforms
 from visiontune.data.decode import Reading
 from visiontune.data.detection.order import sizes_between
@@ -146,11 +146,12 @@ def fill_size(recipe: DetectRecipe, *, on_cpu: bool) -> list[str]:
 
 
 def words_on_small(table: BoxTable, size: tuple[int, int]) -> list[str]:
-    """How many boxes are so small, once their pictures have become `(height, width)`, that no position of a head may lie in them."""
-    known = table.sizes.all(axis=1)
-    scale = np.where(known, (np.array(size) / np.maximum(table.sizes, 1)).min(axis=1), np.inf)
+    """How many boxes are so small, once their pictures have become `size`, `(height, width)` in pixels, that no position of a head may lie
+    in them. Of pictures whose own size is unknown nothing is said."""
+    scale = (np.array(size) / np.maximum(table.sizes, 1)).min(axis=1)  # one a picture
     sides = (table.xyxy[:, 2:] - table.xyxy[:, :2]).min(axis=1)
-    small = int((sides * scale[table.owner] < FINEST)[~table.crowd].sum())
+    known = (table.sizes.min(axis=1) > 0)[table.owner] & ~table.crowd
+    small = int((known & (sides * scale[table.owner] < FINEST)).sum())
     if not small:
         return []
     there = counted(int((~table.crowd).sum()), "box", ",")
@@ -209,9 +210,7 @@ def fill_detection(recipe: DetectRecipe, pictures: int, *, fresh: bool, on_cpu: 
         batch = default
         while batch > least and recipe.epochs * (pictures // batch) < FEW:
             batch //= 2
-        recipe.data.batch_size = batch = max(1, min(batch, pictures) // parts) * parts
-        if batch > pictures:
-            raise UserError(f"data.train: {counted(pictures, 'picture')} for {parts} devices and accumulated batches; take fewer of them")
+        recipe.data.batch_size = batch = divided(batch, pictures, parts)
         few = counted(steps, "step", ",")
         if batch < default:
             notes.append(f"batches of {batch}: of {default} there would be {few}, and below {FEW:,} more of them help (ours)")

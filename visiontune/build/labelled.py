@@ -43,26 +43,13 @@ def labelled_tables(recipe: ClassifyRecipe) -> tuple[PictureTable, PictureTable,
 
 
 def corrections_of(recipe: ClassifyRecipe) -> list[str]:
-    """Settings of a recipe that make up for classes of very different size, as `key=value`."""
+    """Settings of a recipe that make up for classes of very different size, as `key=value`: one at most, see `checks`."""
     said = (
         ("data.sampling", recipe.data.sampling, "natural"),
         ("head.class_weights", recipe.head.class_weights, "none"),
         ("head.logit_adjustment", recipe.head.logit_adjustment, 0),
     )
     return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value, off in said if value != off]
-
-
-def check_corrections(recipe: ClassifyRecipe) -> None:
-    """Uneven classes are made up for once: weights and adjustment are those of the pictures that there are, however often sampling shows
-    them, and each of the three alone makes up for all.
-
-    Raises:
-        UserError: if a recipe does it twice.
-    """
-    first, *others = corrections_of(recipe) or [""]
-    if others:
-        why = "each alone makes up for uneven classes, together they favour the rare ones: take one of them"
-        raise UserError(f"{first.replace('=', ': got ')} beside {' and '.join(others)}; {why}")
 
 
 def probe_tables(probe: Probe, max_broken: float) -> tuple[PictureTable, PictureTable]:
@@ -123,6 +110,6 @@ def _words_on_counts(train: PictureTable, sampling: str, corrections: list[str])
         times = f"{counts[most] / counts[least]:.0f} times as many"
         fair = "top1 favours the frequent ones, look at balanced_accuracy" if train.targets is None else "look at macro_f1 beside micro_f1"
         cure = "data.sampling=balanced or sqrt shows rare classes more often, or head.class_weights=balanced weighs them in the loss"
-        cure = f"{corrections[0]} makes up for it" if corrections else f"{cure}: one of the two"
+        cure = f"{corrections[0]} is set against it" if corrections else f"{cure}: one of the two"
         notes.append(f"imbalance: {span}, {times}; {fair}; {cure}")
     return notes

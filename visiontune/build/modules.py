@@ -12,7 +12,6 @@ from torch._dynamo import config as dynamo
 
 from visiontune import backbones
 from visiontune.build.detecting import detector_options
-from visiontune.build.labelled import check_corrections
 from visiontune.build.pictures import Tables, estimate_statistics, picture_size
 from visiontune.errors import UserError, counted, near
 from visiontune.module import Module
@@ -77,8 +76,6 @@ def make_module(recipe: Recipe, tables: Tables, *, resumed: bool = False) -> tup
         own = detector_options(recipe, tables.boxes[0])
     else:
         train = tables.train
-        if not resumed:
-            check_corrections(recipe)
         own = recipe.head.model_dump(exclude={"name"}) | {"tune": recipe.tune}
         own |= {"num_classes": len(train.classes), "class_names": train.classes, "labels": "single" if train.targets is None else "multi"}
         own |= {"class_counts": train.class_counts().tolist(), "pictures": len(train)}

@@ -10,6 +10,7 @@ import numpy as np
 
 from visiontune.build.detecting import box_tables, box_view
 from visiontune.build.labelled import labelled_tables, probe_tables
+from visiontune.build.tuning import divided
 from visiontune.data import user_transforms
 from visiontune.data.broken import Broken
 from visiontune.data.datamodule import PictureData
@@ -112,9 +113,7 @@ def fill_batch(recipe: PretrainRecipe | ClassifyRecipe, pictures: int, *, parts:
     usual = recipe.data.batch_size
     if "batch_size" in recipe.data.model_fields_set or pictures >= usual:
         return []
-    if pictures < parts:
-        raise UserError(f"data.train: {counted(pictures, 'picture')} for {parts} devices and accumulated batches; take fewer of them")
-    recipe.data.batch_size = pictures // parts * parts
+    recipe.data.batch_size = divided(usual, pictures, parts)
     return [f"batches of {recipe.data.batch_size}: there are {counted(pictures, 'picture')} to train on, and {usual} is for more"]
 
 

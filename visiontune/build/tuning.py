@@ -8,7 +8,7 @@ import timm
 import torch
 
 from visiontune import backbones
-from visiontune.errors import counted
+from visiontune.errors import UserError, counted
 from visiontune.recipe import ClassifyRecipe, DetectRecipe
 
 # Pictures that a run sees. BiT takes 500 steps of 512 for fewer than 20,000 pictures, which is 256,000. What is here is ours: of 3,000
@@ -77,6 +77,20 @@ def epochs_for_labels(pictures: int, seen: int, fewest: int = FEWEST["gpu"]) -> 
     [200, 64, 21, 10]
     """
     return min(MOST, max(fewest, round(seen / pictures)))
+
+
+def divided(batch: int, pictures: int, parts: int) -> int:
+    """The largest batch of at most so many pictures that devices and accumulated batches share evenly, at least one each.
+
+    >>> divided(64, 50, 4), divided(2, 50, 4)
+    (48, 4)
+
+    Raises:
+        UserError: if there are fewer pictures than these parts.
+    """
+    if pictures < parts:
+        raise UserError(f"data.train: {counted(pictures, 'picture')} for {parts} devices and accumulated batches; take fewer of them")
+    return max(1, min(batch, pictures) // parts) * parts
 
 
 def attends(recipe: ClassifyRecipe | DetectRecipe) -> bool:

@@ -176,4 +176,21 @@ def check_boxes(raw: dict[str, Any]) -> Found:
     return found
 
 
-CHECKS = (check_folders, check_boxes, check_weights, check_backbone)
+def check_corrections(raw: dict[str, Any]) -> Found:
+    """Uneven classes are made up for once: weights and adjustment are those of the pictures that there are, however often sampling shows
+    them, and each of the three alone makes up for all."""
+    off = {"data.sampling": "natural", "head.class_weights": "none", "head.logit_adjustment": 0}
+    said = {}
+    for name, usual in off.items():
+        section, key = name.split(".")
+        if isinstance(settings := raw.get(section), dict) and settings.get(key) not in (None, usual):
+            said[name] = settings[key]
+    if raw.get("task") != "classify" or len(said) < 2:
+        return []
+    (first, value), *others = said.items()
+    beside = " and ".join(f"{name}={other}" for name, other in others)
+    why = "each alone makes up for uneven classes, together they favour the rare ones: take one of them"
+    return [(first, f"got {value} beside {beside}; {why}")]
+
+
+CHECKS = (check_folders, check_boxes, check_corrections, check_weights, check_backbone)

@@ -71,7 +71,7 @@ def _share_backbone(recipe: Judged, specs: dict[str, backbones.Spec]) -> list[st
     if new := {k: v for k, v in shared.items() if k not in b.args}:
         b.args = shared | b.args
         notes.append(f"backbone.args {new}: as {source} was made, for all weights")
-    if pooled := [short for short, o in specs.items() if o.shape_args.keys() - shared.keys()]:
+    if pooled := [short for short, o in specs.items() if o.shape_args.keys() - shared.keys() - {"dynamic_img_size"}]:
         notes.append(f"{', '.join(pooled)}: the embedding is pooled as in the weights' own training")
     if not b.name:
         b.name = spec.name
@@ -88,9 +88,9 @@ def _share_size(recipe: Judged, specs: dict[str, backbones.Spec], weights: dict[
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{short} {size}" for short, size in sizes.items())
         raise UserError(f"data.image_size: weights were made for different sizes of pictures ({told}); set one for all")
-    for short, size in sizes.items():
-        recipe.data.image_size = size
-        return [f"image_size {size}: as {short} was made, for all weights"]
+    if sizes:
+        short, recipe.data.image_size = next(iter(sizes.items()))
+        return [f"image_size {recipe.data.image_size}: as {short} was made, for all weights"]
     if recipe.backbone.name is None:
         return []  # told where the backbone is made
     trained = sorted((w for w in weights.values() if w != "random"), key=lambda w: w != "timm")  # whose size is sure comes first

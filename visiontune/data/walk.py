@@ -23,7 +23,7 @@ UNREAD = (
     ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ppm", ".pgm", ".psd", ".dcm",
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2",
 )  # fmt: skip
-UNREAD_OF = {s[1:].encode(): s for s in UNREAD}
+UNREAD_OF = {s.encode(): s for s in UNREAD}
 # A folder that changed this short before it was listed may change again within the same tick of its file system's clock (FAT: 2 s).
 RACY_NS = 2_000_000_000
 # Helpers cost some milliseconds each to start: small trees are listed without.
@@ -144,7 +144,7 @@ def scan(root: bytes, relative: bytes) -> Folder | str:
                     links.append(name)
                 elif picture:
                     names.append(name)
-                elif (kind := UNREAD_OF.get(lower.rpartition(b".")[2])) is not None:
+                elif (kind := UNREAD_OF.get(os.path.splitext(lower)[1])) is not None:
                     unread[kind] = unread.get(kind, 0) + 1
     except OSError as error:
         return error.strerror or str(error)
